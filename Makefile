@@ -1,0 +1,32 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv first; Python 3.10+, git and make
+# are all that must be there. PYTHON=python3.12 chooses another interpreter.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test fast lint table clean
+
+demo: .venv/ready ## train the digits with five methods and see what the wire carried
+	$(BIN)/thinwire demo --picture demo.png
+
+test: .venv/ready lint ## everything: lint, types, all tests
+	$(BIN)/thinwire doctor --warm
+	$(BIN)/python -m pytest
+
+fast: .venv/ready ## the unit tests alone
+	$(BIN)/python -m pytest -m "not slow and not network"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+table: .venv/ready ## the papers' MNIST table, five seeds; MNIST=folder of the IDX files
+	$(BIN)/python bench/mnist_convex.py --data $(MNIST)
+
+clean:
+	rm -rf .venv
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,216 @@
+"""Softmax regression on MNIST in the first paper's convex setting, by any preset.
+
+d = 7850, one flat scope, iid shards, mini-batches of b, l2 term 1/n, step size c a / (a + t).
+It runs in one process in lock-step, or, under `torchrun`, as one worker of the process group.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from thinwire.cli.idx import Digits
+from thinwire.compress import Compressor, Identity, Sign, TopK
+from thinwire.errors import ConfigError
+from thinwire.exchange import Exchange, Feedback, NoFeedback, Server
+from thinwire.local_sgd import LocalSGD, Seat
+from thinwire.simulate import LockStep
+
+D = 7850
+OPERATORS: dict[str, Callable[[int], Compressor]] = {
+    "qsparse_local_sgd": lambda k: TopK(k=k, scope="global") >> Sign(),
+    "topk_sgd": lambda k: TopK(k=k, scope="global"),
+    "ef_sign_sgd": lambda k: Sign(scope="global"),
+    "local_sgd": lambda k: Identity(),
+    "vanilla": lambda k: Identity(),
+}
+"""What each preset says in this setting: one flat scope, k entries of 7850."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run.
+
+    Args:
+        preset: a name of `OPERATORS`.
+        H: local steps per round.
+        k: kept entries, where the preset sparsifies.
+        step_size: c of c a / (a + t).
+        step_decay: a of c a / (a + t); the paper's is about d H / k.
+        feedback: whether the residual is kept.
+        target_error: stops when the mean of three evaluations in a row is at most this.
+        workers: N.
+        batch: b, of each worker.
+        max_steps: gives up after so many.
+        seed: of shards, batches and operators.
+    """
+
+    preset: str = "qsparse_local_sgd"
+    H: int = 8
+    k: int = 40
+    step_size: float = 0.3
+    step_decay: float = 8 * D / 40
+    feedback: bool = True
+    target_error: float = 0.10
+    workers: int = 15
+    batch: int = 8
+    max_steps: int = 2500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in OPERATORS:
+            raise ConfigError(f"no preset {self.preset!r}; choose {', '.join(OPERATORS)}")
+        for name in ("H", "k", "workers", "batch", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("step_size", "step_decay"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.target_error <= 1:
+            raise ConfigError(f"target error is {self.target_error}; it must lie in [0, 1]")
+
+    @property
+    def compressor(self) -> Compressor:
+        """C of this run."""
+        return OPERATORS[self.preset](self.k)
+
+    @property
+    def exchange(self) -> Exchange:
+        """The papers' master; an exact operator leaves nothing to feed back."""
+        if self.compressor == Identity():
+            return Server(NoFeedback())
+        return Server(Feedback() if self.feedback else NoFeedback(permit="biased"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after an evaluation; costs are uplink, all workers together."""
+
+    step: int
+    rounds: int
+    framed_bytes: int
+    test_error: float
+
+
+class Worker:
+    """One worker's model, data and shell."""
+
+    def __init__(
+        self, setting: Setting, data: Digits, rank: int, group: Seat | dist.ProcessGroup | None
+    ) -> None:
+        self.setting, self.data = setting, data
+        N, n = setting.workers, len(data.train_y)
+        shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(setting.seed))
+        self.shard = shuffled[rank * n // N : (rank + 1) * n // N]
+        if not len(self.shard):
+            raise ConfigError(f"{N} workers cannot share {n} images; use fewer workers")
+        self.draws = torch.Generator().manual_seed(1_000_003 * (setting.seed + 1) + rank)
+        self.model = nn.Linear(data.train_x.shape[1], 10)
+        nn.init.zeros_(self.model.weight)
+        nn.init.zeros_(self.model.bias)
+        inner = torch.optim.SGD(
+            self.model.parameters(), lr=setting.step_size, weight_decay=1 / n
+        )
+        self.optimizer = LocalSGD(
+            self.model,
+            inner,
+            H=setting.H,
+            compressor=setting.compressor,
+            exchange=setting.exchange,
+            group=group,
+            seed=setting.seed,
+        )
+        a = setting.step_decay
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: a / (a + t))
+
+    def backward(self) -> None:
+        """Leaves the gradient of one mini-batch in the parameters."""
+        pick = torch.randint(len(self.shard), (self.setting.batch,), generator=self.draws)
+        batch = self.shard[pick]
+        self.optimizer.zero_grad()
+        logits = self.model(self.data.train_x[batch])
+        nn.functional.cross_entropy(logits, self.data.train_y[batch]).backward()  # type: ignore[no-untyped-call]
+
+    def test_error(self) -> float:
+        """Returns the wrong fraction of the test images, at the anchor."""
+        w = self.optimizer.anchor[: 10 * self.data.test_x.shape[1]].view(10, -1)
+        logits = self.data.test_x @ w.t() + self.optimizer.anchor[w.numel() :]
+        return float((logits.argmax(1) != self.data.test_y).double().mean())
+
+
+def train(
+    setting: Setting, data: Digits, tell: Callable[[Progress], None] = lambda progress: None
+) -> dict[str, Any]:
+    """Trains until the target or the last step; returns what it cost, uplink, all workers together.
+
+    Args:
+        setting: the run.
+        data: MNIST, or anything of its shapes.
+        tell: is called after each evaluation.
+
+    Raises:
+        ConfigError: settings that cannot run.
+    """
+    began, three, done = time.perf_counter(), [1.0, 1.0, 1.0], 0
+    workers, step = _cluster(setting, data)
+    first = workers[0]
+    every, error = max(8, setting.H), 1.0
+    for done in range(1, setting.max_steps + 1):
+        for worker in workers:
+            worker.backward()
+        step()
+        for worker in workers:
+            worker.schedule.step()
+        if done % every == 0 and done % setting.H == 0:
+            error = first.test_error()
+            three = [*three[1:], error]
+            uplink = _uplink(workers)
+            tell(Progress(done, first.optimizer.round, uplink, error))
+            if sum(three) / 3 <= setting.target_error:
+                break
+    rounds = first.optimizer.round
+    bits = setting.compressor.fixed_width_bits(first.optimizer.spans)
+    return {
+        "preset": setting.preset,
+        "H": setting.H,
+        "k": setting.k,
+        "step_size": setting.step_size,
+        "step_decay": setting.step_decay,
+        "feedback": setting.feedback,
+        "workers": setting.workers,
+        "seed": setting.seed,
+        "target_error": setting.target_error,
+        "reached": sum(three) / 3 <= setting.target_error,
+        "steps": done,
+        "rounds": rounds,
+        "framed_bytes": _uplink(workers),
+        "fixed_width_bits": rounds * setting.workers * bits,
+        "test_error": sum(three) / 3,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def _cluster(setting: Setting, data: Digits) -> tuple[list[Worker], Callable[[], object]]:
+    if dist.is_available() and dist.is_initialized():
+        worker = Worker(setting, data, dist.get_rank(), None)
+        return [worker], worker.optimizer.step
+    N = setting.workers
+    workers = [Worker(setting, data, rank, Seat(rank, N)) for rank in range(N)]
+    cluster = LockStep([worker.optimizer for worker in workers])
+    # A scheduler must see its optimizer step; in lock-step the cluster steps them all.
+    return workers, cluster.step
+
+
+def _uplink(workers: list[Worker]) -> int:
+    total = sum(worker.optimizer.stats.uplink for worker in workers)
+    if dist.is_available() and dist.is_initialized():
+        shared = torch.tensor([total], dtype=torch.int64)
+        dist.all_reduce(shared)
+        total = int(shared)
+    return total

@@ -1,0 +1,218 @@
+"""The contract of every compressor: a sparsifier, then a quantizer, as one frozen value.
+
+    u --select--> index --u[index]--> v --encode--> codes, scales        (compress)
+    codes, scales --decode--> v --scatter at index--> C(u)               (decompress)
+
+A sparsifier alone keeps its values exact; a quantizer alone keeps every entry. So everything a
+message needs is written once, here, and an operator is one page.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from thinwire import kernels
+from thinwire.compress.layout import Layout, Scope, cut, sums_within
+from thinwire.errors import ConfigError
+from thinwire.flat import Spans, starts_of
+from thinwire.keys import Key
+from thinwire.value import Value
+
+if TYPE_CHECKING:
+    from thinwire.compress.halves import Quantizer, Sparsifier
+
+SELECTION, ROUNDING, ROTATION = range(3)
+"""The draws a compressor may make of one key."""
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Quantized values: one small whole number an entry, and the scales of each block.
+
+    Args:
+        codes: (m,) int32 in [0, 2**width).
+        scales: (B, c) float32, c scales a block.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """What one worker says in one round, as tensors; the wire packs it into a frame's body.
+
+    Args:
+        layout: how the message is cut.
+        index: (n,) int64 ascending positions in the flat vector, or None for every entry.
+        values: (n,) float32, or `Codes`.
+        key: the key it was compressed under.
+    """
+
+    layout: Layout
+    index: Tensor | None
+    values: Tensor | Codes
+    key: Key
+
+
+class Compressor(Value, ABC):
+    """Says a vector in fewer bytes; a frozen value that composes as `sparsifier >> quantizer`.
+
+    Facts every compressor states: `biased`, `additive`, `contraction(spans)`, `nbytes(spans)`.
+    """
+
+    @property
+    @abstractmethod
+    def sparsifier(self) -> Sparsifier:
+        """The first half: which entries are kept."""
+
+    @property
+    @abstractmethod
+    def quantizer(self) -> Quantizer:
+        """The second half: how a kept entry is said."""
+
+    @property
+    def biased(self) -> bool:
+        """Whether E[C(u)] differs from u."""
+        return self.sparsifier.drops_biased or self.quantizer.rounds_biased
+
+    @property
+    def additive(self) -> bool:
+        """Whether payloads of one round can be summed entry by entry without decoding."""
+        return self.quantizer.scales == 0 and not self.sparsifier.says_index
+
+    def layout(self, spans: Spans) -> Layout:
+        """Returns how a message over these tensors is cut; computed once for each pair."""
+        return _layout(self.sparsifier, self.quantizer, spans)
+
+    def contraction(self, spans: Spans | int) -> float:
+        """Returns a gamma with E||u - C(u)||^2 <= (1 - gamma) ||u||^2 for every u; 0 if none.
+
+        Piecewise operators take the least over their groups (Qsparse-local-SGD, Corollary 1).
+
+        Args:
+            spans: the tensors, or d for one plain vector.
+        """
+        at = self.layout(spans if isinstance(spans, Spans) else Spans.of(spans))
+        sizes = {
+            (length, kept)
+            for length, kept in zip(at.groups.diff().tolist(), at.counts.tolist(), strict=True)
+            if length
+        }
+        gammas = [
+            self.sparsifier.keeps(kept, length) * self.quantizer.shrinks(kept)
+            for length, kept in sizes
+        ]
+        return max(0.0, min(gammas, default=1.0))
+
+    def nbytes(self, spans: Spans | int) -> int:
+        """Returns the most bytes a frame's body can have; exact where no index is said.
+
+        Args:
+            spans: the tensors, or d for one plain vector.
+        """
+        at = self.layout(spans if isinstance(spans, Spans) else Spans.of(spans))
+        index = (
+            kernels.index_bytes_bound(at.domain_counts, at.domains)
+            if self.sparsifier.says_index
+            else 0
+        )
+        return index + 4 * self.quantizer.scales * at.n_blocks + self._code_bytes(at)
+
+    def fixed_width_bits(self, spans: Spans | int) -> int:
+        """Returns the bits of a message in the paper's accounting.
+
+        ceil(log2 L) for each index into a domain of L entries, the code width for each value
+        (32 uncompressed), 32 for each scale (ALGORITHMS: fixed-width accounting).
+        """
+        at = self.layout(spans if isinstance(spans, Spans) else Spans.of(spans))
+        index = 0
+        if self.sparsifier.says_index:
+            lengths = at.domains.diff().tolist()
+            index = sum(
+                k * max(0, length - 1).bit_length()
+                for k, length in zip(at.domain_counts.tolist(), lengths, strict=True)
+            )
+        return index + at.n_codes * self.quantizer.width + 32 * self.quantizer.scales * at.n_blocks
+
+    def compress(self, u: Tensor, key: Key, spans: Spans | None = None) -> Payload:
+        """Returns what is said of u.
+
+        Args:
+            u: (d,) float32, finite.
+            key: names the randomness; the rank in it is the speaker's.
+            spans: the tensors; None for one plain vector.
+
+        Raises:
+            ConfigError: u has another length than the spans.
+        """
+        at = self.layout(Spans.of(len(u)) if spans is None else spans)
+        if u.shape != (at.d,) or u.dtype != torch.float32:
+            raise ConfigError(f"u is {u.dtype} {tuple(u.shape)}; expected float32 ({at.d},)")
+        index = self.sparsifier.select(u, at, key)
+        v = u if index is None else self.sparsifier.weigh(u[index], at)
+        return Payload(at, index, self.quantizer.encode(v, at, key), key)
+
+    def decompress(self, payload: Payload) -> Tensor:
+        """Returns C(u), dense.
+
+        Returns:
+            (d,) float32, exactly what every receiver of the frame decodes.
+        """
+        said = torch.zeros(payload.layout.d)
+        self.accumulate(said, payload)
+        return said
+
+    def accumulate(self, total: Tensor, payload: Payload) -> None:
+        """Adds C(u) to `total` in place; the same bits as adding `decompress(payload)`.
+
+        Args:
+            total: (d,) float32 holding no negative zero, as any sum that began at +0 does not.
+            payload: what was said.
+        """
+        kernels.active().accumulate(total, payload.index, self.values(payload))
+
+    def values(self, payload: Payload) -> Tensor:
+        """Returns the decoded values at the payload's index, (n,) float32."""
+        return self.quantizer.decode(payload.values, payload.layout, payload.key)
+
+    def __rshift__(self, other: Compressor) -> Compressor:
+        """Chains a sparsifier with a quantizer: `TopK(density=0.01) >> QSGD(bits=4)`.
+
+        Raises:
+            ConfigError: the two do not chain; it says what would work.
+        """
+        raise ConfigError(
+            f"{self!r} >> {other!r}: a chain is one sparsifier, then one quantizer; "
+            "write TopK(density=0.01) >> QSGD(bits=4)"
+        )
+
+    def _code_bytes(self, at: Layout) -> int:
+        return (at.n_codes * self.quantizer.width + 7) // 8
+
+
+@lru_cache(maxsize=256)
+def _layout(sparsifier: Sparsifier, quantizer: Quantizer, spans: Spans) -> Layout:
+    scope: Scope = quantizer.scope if sparsifier.scope is None else sparsifier.scope
+    groups = cut(spans, scope, sparsifier.chunk)
+    lengths = groups.diff().tolist()
+    memo = {n: sparsifier.count(n, quantizer.width) for n in set(lengths)}
+    counts = torch.tensor([memo[n] for n in lengths], dtype=torch.int64)
+    domains = groups if scope != "chunk" else spans.starts
+    domain_counts = counts if scope != "chunk" else sums_within(counts, groups, domains)
+    block_lengths = quantizer.cut(counts.tolist())
+    return Layout(
+        spans=spans,
+        groups=groups,
+        counts=counts,
+        domains=domains,
+        domain_counts=domain_counts,
+        blocks=starts_of(torch.tensor(block_lengths, dtype=torch.int64)),
+        codes=starts_of(torch.tensor([quantizer.padded(n) for n in block_lengths])),
+    )

@@ -1,0 +1,161 @@
+"""Before the first round: all ranks agree on everything, or all raise the same error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Generator
+from typing import Any
+
+from torch import Tensor
+
+from thinwire.errors import ConfigError, FrameError
+from thinwire.flat import Spans
+from thinwire.transport.base import Answer, Ask, Post, Take, Turn
+from thinwire.wire.body import Reader, as_bytes
+from thinwire.wire.frame import HEADER, Address, Kind, seal, unseal
+
+ROOT = 0
+HELLO_BOUND = 1 << 26
+"""A hello names every tensor; this allows about half a million of them."""
+
+
+def hello(version: str, settings: dict[str, Any], spans: Spans, start: Tensor) -> dict[str, Any]:
+    """Returns what a worker says of itself before the first round.
+
+    Args:
+        version: of thinwire.
+        settings: as JSON.
+        spans: its tensors.
+        start: (d,) float32, its parameters.
+    """
+    tensors = [[name, list(shape)] for name, shape in zip(spans.names, spans.shapes, strict=True)]
+    return {
+        "thinwire": version,
+        "settings": settings,
+        "tensors": tensors,
+        "start": hashlib.sha256(start.numpy().data).hexdigest(),
+    }
+
+
+def agree(own: dict[str, Any], rank: int, N: int) -> Generator[Ask, Answer, tuple[int, bool]]:
+    """Compares all hellos at rank 0 and returns (run fingerprint, whether starts are equal).
+
+    Args:
+        own: this worker's `hello`, or {"problem": text} where it could not be built.
+        rank: this worker.
+        N: workers in all.
+
+    Raises:
+        ConfigError: on every rank alike, naming both sides.
+
+    Price: 2 steps; each worker sends one hello and hears one verdict.
+    """
+    said = seal(Kind.HELLO, Address(0, 0, rank), json.dumps(own).encode())
+    if rank == ROOT:
+        others = range(1, N)
+        frames = yield Turn((), tuple(Take(other, HELLO_BOUND) for other in others))
+        assert isinstance(frames, list)
+        verdict = judge([own, *(_read(f, other) for f, other in zip(frames, others, strict=True))])
+        answer = seal(Kind.VERDICT, Address(0, 0, ROOT), json.dumps(verdict).encode())
+        yield Turn(tuple(Post(other, answer, HELLO_BOUND) for other in others))
+    else:
+        yield Turn((Post(ROOT, said, HELLO_BOUND),))
+        frames = yield Turn((), (Take(ROOT, HELLO_BOUND),))
+        assert isinstance(frames, list)
+        _, body = unseal(frames[0], Address(0, 0, ROOT), Kind.VERDICT)
+        verdict = json.loads(bytes(body))
+    if verdict["error"] is not None:
+        raise ConfigError(verdict["error"])
+    return verdict["run"], verdict["equal"]
+
+
+def judge(hellos: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the verdict on the hellos of all ranks, in rank order.
+
+    Example:
+        >>> judge([{"settings": {"H": 4}}, {"settings": {"H": 8}}])["error"]
+        'rank 1 differs from rank 0 in H: 8 against 4; all ranks must be given the same'
+    """
+    problems = [f"rank {r}: {h['problem']}" for r, h in enumerate(hellos) if "problem" in h]
+    differences = [difference(hellos[ROOT], h, r) for r, h in enumerate(hellos)]
+    error = "; ".join(problems) or next((d for d in differences if d), None)
+    agreed = {k: v for k, v in hellos[ROOT].items() if k != "start"}
+    return {
+        "error": error,
+        "run": zlib.crc32(json.dumps(agreed, sort_keys=True).encode()),
+        "equal": len({h.get("start") for h in hellos}) == 1,
+    }
+
+
+def difference(root: dict[str, Any], other: dict[str, Any], rank: int) -> str | None:
+    """Returns the first thing in which two hellos differ, both sides named, or None."""
+    head = f"rank {rank} differs from rank {ROOT} in "
+    tail = "; all ranks must be given the same"
+    if root.get("thinwire") != other.get("thinwire"):
+        return f"{head}the version of thinwire: {other.get('thinwire')} against " + (
+            f"{root.get('thinwire')}; install one version everywhere"
+        )
+    mine, theirs = root.get("settings", {}), other.get("settings", {})
+    for name in sorted({*mine, *theirs}):
+        if mine.get(name) != theirs.get(name):
+            return f"{head}{name}: {show(theirs.get(name))} against {show(mine.get(name))}{tail}"
+    ours, its = root.get("tensors", []), other.get("tensors", [])
+    for number in range(max(len(ours), len(its))):
+        a, b = ((side[number : number + 1] or [None])[0] for side in (ours, its))
+        if a != b:
+            return f"{head}tensor {number}: {show_tensor(b)} against {show_tensor(a)}{tail}"
+    return None
+
+
+def show(setting: Any) -> str:
+    """Returns a setting as a person would write it."""
+    if isinstance(setting, dict) and len(setting) == 1:
+        ((name, chosen),) = setting.items()
+        if isinstance(chosen, dict):
+            return f"{name}({', '.join(f'{k}={show(v)}' for k, v in chosen.items())})"
+    return repr(setting)
+
+
+def show_tensor(tensor: list[Any] | None) -> str:
+    """Returns a tensor's name and shape as a person would write them."""
+    return "none" if tensor is None else f"{tensor[0]} {tuple(tensor[1])}"
+
+
+def broadcast(
+    vector: Tensor, run: int, round: int, part: int, rank: int, N: int
+) -> Generator[Ask, Answer, Tensor]:
+    """Returns rank 0's vector on every rank.
+
+    Args:
+        vector: (d,) float32; only rank 0's content matters, all lengths agree.
+        run: the run's fingerprint.
+        round: the round number.
+        part: which conversation of that round.
+        rank: this worker.
+        N: workers in all.
+
+    Price: 1 step; rank 0 sends (N - 1) 4d bytes.
+    """
+    address, bound = Address(run, round, ROOT, part), HEADER + 4 * len(vector)
+    if rank == ROOT:
+        frame = seal(Kind.VECTOR, address, as_bytes(vector))
+        yield Turn(tuple(Post(other, frame, bound) for other in range(1, N)))
+        return vector
+    frames = yield Turn((), (Take(ROOT, bound),))
+    assert isinstance(frames, list)
+    _, body = unseal(frames[0], address, Kind.VECTOR)
+    reader = Reader(body, f"frame from rank {ROOT}, round {round}")
+    values = reader.floats(len(vector), "vector")
+    reader.end()
+    return values
+
+
+def _read(frame: bytes, rank: int) -> dict[str, Any]:
+    try:
+        _, body = unseal(frame, Address(0, 0, rank), Kind.HELLO)
+        said = json.loads(bytes(body))
+        return said if isinstance(said, dict) else {"problem": "its hello is no JSON object"}
+    except (FrameError, ValueError) as error:
+        return {"problem": str(error)}

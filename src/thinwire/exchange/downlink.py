@@ -1,0 +1,122 @@
+"""The master's reply: the exact mean in the fewest bytes, a compressed one, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from thinwire.compress import Compressor
+from thinwire.errors import FrameError, NonFiniteError
+from thinwire.exchange.base import Here, mean
+from thinwire.keys import Key
+from thinwire.wire.body import Reader, as_bytes, pack, pack_sparse, unpack, unpack_sparse
+from thinwire.wire.frame import HEADER, Kind
+
+MASTER_PART = 1
+"""The master's draws are told from its worker's by this part of the round's key."""
+REFUSAL_BODY = 4096
+
+
+class Form(IntEnum):
+    """How a reply says the mean: the first byte of its body."""
+
+    DENSE = 0
+    """d float32."""
+    UNION = 1
+    """The nonzero entries: count, index section, float32."""
+    BUNDLE = 2
+    """The workers' bodies as they came, in rank order; each folds them itself."""
+    COMPRESSED = 3
+    """A body of the downlink operator."""
+
+
+def reply_bound(downlink: Compressor | None, here: Here) -> int:
+    """Returns the most bytes a reply can have."""
+    body = 4 * here.spans.d if downlink is None else downlink.nbytes(here.spans)
+    return HEADER + max(1 + body, REFUSAL_BODY)
+
+
+def encode_exact(direction: Tensor, bodies: Sequence[memoryview]) -> bytes:
+    """Returns the body that says the mean exactly in the fewest bytes.
+
+    Args:
+        direction: (d,) float32, the mean.
+        bodies: the workers' bodies it is the mean of, in rank order.
+    """
+    d, bundle = len(direction), sum(len(body) for body in bodies)
+    fewest = min(4 * d, bundle)
+    index = direction.nonzero().squeeze(1)
+    if 4 * len(index) < fewest:
+        union = pack_sparse(index, direction[index], d)
+        if len(union) < fewest:
+            return bytes([Form.UNION]) + union
+    if bundle < 4 * d:
+        return b"".join((bytes([Form.BUNDLE]), *bodies))
+    return bytes([Form.DENSE]) + as_bytes(direction)
+
+
+def encode_compressed(
+    direction: Tensor, down: Tensor, downlink: Compressor, here: Here
+) -> tuple[bytes, Tensor, Tensor]:
+    """Returns (body, w, down'): v = direction + down, w = C'(v), down' = v - w."""
+    v = direction + down
+    payload = downlink.compress(v, master_key(here), here.spans)
+    w = downlink.decompress(payload)
+    return bytes([Form.COMPRESSED]) + pack(payload, downlink), w, v - w
+
+
+def encode_refusal(error: NonFiniteError | FrameError) -> bytes:
+    """Returns the body that tells every worker why the round is refused."""
+    if isinstance(error, NonFiniteError):
+        reason: dict[str, object] = {"nonfinite": error.found}
+    else:
+        reason = {"frame": str(error)}
+    body = json.dumps(reason).encode()
+    if len(body) <= REFUSAL_BODY:
+        return body
+    return json.dumps({"frame": f"{str(error)[:500]} ..."}).encode()
+
+
+def decode_reply(kind: Kind, reader: Reader, downlink: Compressor | None, here: Here) -> Tensor:
+    """Returns the direction a reply says, (d,) float32, the master's own bits.
+
+    Raises:
+        NonFiniteError, FrameError: the master refused the round; every rank raises the same.
+    """
+    if kind is Kind.REFUSAL:
+        raise refusal(reader, here)
+    form = reader.take(1, "form")[0]
+    if (form == Form.COMPRESSED) != (downlink is not None) or form not in tuple(Form):
+        reader.fail(f"reply form {form} does not fit downlink={downlink!r}")
+    if downlink is not None:
+        payload = unpack(reader, downlink, here.spans, master_key(here))
+        direction = downlink.decompress(payload)
+    elif form == Form.DENSE:
+        direction = reader.floats(here.spans.d, "mean")
+    elif form == Form.UNION:
+        direction = unpack_sparse(reader, here.spans.d)
+    else:
+        direction = mean([reader] * here.N, here)
+    reader.end()
+    return direction
+
+
+def refusal(reader: Reader, here: Here) -> NonFiniteError | FrameError:
+    """Returns the error a refusal names."""
+    try:
+        reason = json.loads(bytes(reader.take(len(reader), "reason")))
+        if "nonfinite" in reason:
+            found = [(int(rank), str(name)) for rank, name in reason["nonfinite"]]
+            return NonFiniteError(found, here.round)
+        return FrameError(f"the master refused round {here.round}: {reason['frame']}")
+    except (ValueError, KeyError, TypeError):
+        return FrameError(f"{reader.where}: the round is refused, for no readable reason")
+
+
+def master_key(here: Here) -> Key:
+    """Returns the key of the master's own draws in this round."""
+    return here.key.shared().of_part(MASTER_PART)

@@ -1,0 +1,68 @@
+"""Gather: every worker hears every other; no server, the same mean to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thinwire.compress import Compressor
+from thinwire.exchange.base import (
+    Exchange,
+    Feedback,
+    Here,
+    Memory,
+    NoFeedback,
+    Talk,
+    check_feedback,
+    from_all,
+    hear,
+    heard,
+    said_bound,
+    say,
+    to_all,
+)
+from thinwire.flat import Spans
+from thinwire.transport.base import Turn
+
+
+@dataclass(frozen=True, repr=False)
+class Gather(Exchange):
+    """All-gathers the compressed messages; each worker takes the mean itself.
+
+    u = delta + m; say C(u) to all; m = u - said; direction = (sum of said in rank order) / N.
+
+    Price: 1 step; each rank sends and receives (N - 1) |C| bytes, |C| one frame. Memory: the
+    residual, one d-vector.
+
+    Args:
+        feedback: `Feedback()` or `NoFeedback()`.
+
+    Source: the mean of Qsparse-local-SGD (arXiv 1906.02367), Algorithm 1, without its master.
+    """
+
+    feedback: Feedback | NoFeedback = field(default_factory=Feedback)
+
+    def check(self, compressor: Compressor, spans: Spans) -> None:
+        check_feedback(self.feedback, compressor, spans, "Gather")
+
+    def init(self, here: Here) -> Memory:
+        return first_residual(self.feedback, here)
+
+    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+        saying = say(delta, mem, here, self.feedback)
+        bound = said_bound(here)
+        frames = yield Turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
+        assert isinstance(frames, list)
+        return heard(hear(frames, here), here), keep(mem, saying.residual)
+
+
+def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:
+    """Returns the memory of a worker that owes nothing yet."""
+    return {"residual": torch.zeros(here.spans.d)} if isinstance(feedback, Feedback) else {}
+
+
+def keep(mem: Memory, residual: Tensor | None) -> Memory:
+    """Returns the memory with the new residual in the old one's place."""
+    return mem if residual is None else {**mem, "residual": residual}

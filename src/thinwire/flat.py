@@ -1,0 +1,114 @@
+"""Parameters <-> one flat float32 vector with named spans, one per tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The named pieces of a flat vector, one per tensor, in order.
+
+    Args:
+        names: one name per tensor.
+        shapes: one shape per tensor.
+
+    Example:
+        >>> spans = Spans(("weight", "bias"), ((10, 784), (10,)))
+        >>> spans.d, spans.starts.tolist()
+        (7850, [0, 7840, 7850])
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(d: int) -> Spans:
+        """Returns the spans of one plain vector of d entries."""
+        return Spans(("vector",), ((d,),))
+
+    @staticmethod
+    def of_tensors(named: Sequence[tuple[str, Tensor]]) -> Spans:
+        """Returns the spans of these named tensors laid end to end."""
+        return Spans(tuple(n for n, _ in named), tuple(tuple(t.shape) for _, t in named))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries of each tensor."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(T + 1,) int64: tensor t is the slice starts[t]:starts[t + 1]."""
+        return starts_of(torch.tensor(self.sizes, dtype=torch.int64))
+
+    @cached_property
+    def d(self) -> int:
+        """Entries in all."""
+        return sum(self.sizes)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.names, self.shapes))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+def starts_of(lengths: Tensor) -> Tensor:
+    """Returns where pieces of these lengths start when laid end to end, and where the last ends.
+
+    Args:
+        lengths: (G,) int64.
+
+    Returns:
+        (G + 1,) int64, the first 0.
+
+    Example:
+        >>> starts_of(torch.tensor([3, 0, 2])).tolist()
+        [0, 3, 3, 5]
+    """
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    torch.cumsum(lengths, 0, out=starts[1:])
+    return starts
+
+
+def read(tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """Returns the tensors laid end to end as one float32 vector on the CPU.
+
+    Args:
+        tensors: any shapes, floating dtypes, devices and strides.
+        out: (d,) float32 to write into, or None for a new one.
+
+    Returns:
+        (d,) float32.
+    """
+    d = sum(t.numel() for t in tensors)
+    vector = torch.empty(d, dtype=torch.float32) if out is None else out
+    at = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            piece = vector[at : at + tensor.numel()]
+            piece.view(tensor.shape).copy_(tensor)
+            at += tensor.numel()
+    return vector
+
+
+def write(vector: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copies a flat vector into the tensors, each in its own dtype, on its own device.
+
+    Args:
+        vector: (d,) float32.
+        tensors: d entries in all.
+    """
+    at = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.copy_(vector[at : at + tensor.numel()].view(tensor.shape))
+            at += tensor.numel()

@@ -1,0 +1,152 @@
+"""The refusals that both tables share: Numba checks no bounds, so the layout is checked here.
+
+A check costs at most one pass over the groups or the indices, never one over a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+
+KINDS = ("l1", "l2", "max")
+
+
+def check_kind(kind: str) -> None:
+    """Raises ValueError unless `kind` names a norm."""
+    if kind not in KINDS:
+        raise ValueError(f"no norm named {kind!r}: choose from {', '.join(KINDS)}")
+
+
+def check_starts(starts: torch.Tensor, n: int) -> None:
+    """Raises ValueError unless `starts` cuts a vector of n entries into groups.
+
+    Args:
+        starts: (G + 1,) int64.
+        n: entries of the vector, at most 2**32, the indices a random word tells apart.
+    """
+    if starts.dtype != torch.int64 or starts.dim() != 1 or starts.numel() == 0:
+        raise ValueError("starts must be a non-empty int64 vector")
+    if int(starts[0]) != 0 or int(starts[-1]) != n or bool((starts.diff() < 0).any()):
+        raise ValueError(f"starts must ascend from 0 to {n}")
+    if n > 2**32:
+        raise ValueError(f"{n} entries in one call: at most 2**32")
+
+
+def check_vector(v: torch.Tensor, starts: torch.Tensor) -> None:
+    """Raises ValueError unless `v` is a float32 vector that `starts` cuts into groups.
+
+    Args:
+        v: (n,) float32.
+        starts: (G + 1,) int64.
+    """
+    if v.dtype != torch.float32 or v.dim() != 1:
+        raise ValueError("expected a float32 vector")
+    check_starts(starts, v.numel())
+
+
+def check_typed(v: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raises ValueError unless `v` is a vector of that dtype."""
+    if v.dtype != dtype or v.dim() != 1:
+        raise ValueError(f"expected a vector of {dtype}")
+
+
+def check_counts(counts: torch.Tensor, starts: torch.Tensor) -> None:
+    """Raises ValueError unless every group has between 0 and all of its entries counted.
+
+    Args:
+        counts: (G,) int64.
+        starts: (G + 1,) int64.
+    """
+    check_starts(starts, int(starts[-1]) if starts.numel() else 0)
+    lengths = starts.diff()
+    if counts.dtype != torch.int64 or counts.shape != lengths.shape:
+        raise ValueError("counts must be an int64 vector with one entry per group")
+    if bool(((counts < 0) | (counts > lengths)).any()):
+        raise ValueError("a count lies outside its group")
+
+
+def check_rotation(starts: torch.Tensor, out_starts: torch.Tensor, n: int, inverse: bool) -> None:
+    """Raises ValueError unless `out_starts` pads every group of `starts` to a power of two.
+
+    Args:
+        starts: (G + 1,) int64.
+        out_starts: (G + 1,) int64.
+        n: entries of the input, laid out by `out_starts` when `inverse` and else by `starts`.
+        inverse: which of the two layouts the input has.
+    """
+    check_starts(starts, int(starts[-1]) if inverse else n)
+    check_starts(out_starts, n if inverse else int(out_starts[-1]))
+    lengths, padded = starts.diff(), out_starts.diff()
+    if lengths.shape != padded.shape:
+        raise ValueError("starts and out_starts must have the same number of groups")
+    fits = (lengths <= padded) & ((padded & (padded - 1)) == 0) & ((lengths > 0) == (padded > 0))
+    if not bool(fits.all()):
+        raise ValueError("every non-empty group must be padded to a power of two")
+
+
+def check_packed(data: torch.Tensor, n: int, width: int) -> None:
+    """Raises ValueError unless `data` has exactly the bytes of n codes of `width` bits.
+
+    Args:
+        data: (ceil(n * width / 8),) uint8.
+        n: number of codes.
+        width: bits per code, 1..16.
+    """
+    check_width(width)
+    if n < 0 or data.dtype != torch.uint8 or data.numel() != (n * width + 7) // 8:
+        raise ValueError(f"{n} codes of {width} bits need {(n * width + 7) // 8} uint8 bytes")
+
+
+def check_width(width: int) -> None:
+    """Raises ValueError unless `width` is between 1 and 16 bits."""
+    if not 1 <= width <= 16:
+        raise ValueError(f"width {width} outside 1..16")
+
+
+def check_levels(levels: int) -> None:
+    """Raises ValueError unless `levels` can be stored in a signed 16-bit code."""
+    if not 1 <= levels <= 32767:
+        raise ValueError(f"levels {levels} outside 1..32767")
+
+
+def check_unsigned_levels(levels: int) -> None:
+    """Raises ValueError unless `levels` can be stored in an unsigned 16-bit code."""
+    if not 1 <= levels <= 65535:
+        raise ValueError(f"levels {levels} outside 1..65535")
+
+
+def check_lengths(v: torch.Tensor, other: torch.Tensor) -> None:
+    """Raises ValueError unless both vectors have the same number of entries."""
+    if v.numel() != other.numel():
+        raise ValueError(f"lengths differ: {v.numel()} and {other.numel()}")
+
+
+def check_per_group(starts: torch.Tensor, *values: torch.Tensor) -> None:
+    """Raises ValueError unless each vector has one entry per group.
+
+    Args:
+        starts: (G + 1,) int64.
+        *values: (G,) each.
+    """
+    if any(value.numel() != starts.numel() - 1 for value in values):
+        raise ValueError(f"expected one value for each of {starts.numel() - 1} groups")
+
+
+def check_index(index: torch.Tensor | None, acc: torch.Tensor, values: torch.Tensor) -> None:
+    """Raises unless `values` can be added to `acc` at `index`.
+
+    Args:
+        index: (k,) int64 ascending, or None for every entry.
+        acc: (n,) float32 contiguous.
+        values: (k,) float32.
+
+    Raises:
+        ValueError: when the lengths differ or `acc` is not contiguous.
+        IndexError: when an index lies outside `acc`.
+    """
+    if not acc.is_contiguous():
+        raise ValueError("acc must be contiguous")
+    check_lengths(acc if index is None else index, values)
+    if index is not None and index.numel():
+        lo, hi = torch.aminmax(index)
+        if int(lo) < 0 or int(hi) >= acc.numel():
+            raise IndexError(f"index outside a vector of {acc.numel()}")

@@ -1,0 +1,33 @@
+"""What the Numba kernels share: one decorator and the views of torch tensors that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[Any]
+# A machine number inside a kernel: Numba infers its type, and mypy cannot follow the widening.
+Number = Any
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def kernel(function: _F) -> _F:
+    """Compiles a function on its first call, cached on disk and without the interpreter lock."""
+    # The "numpy" error model drops the branch on division by zero, which stops vectorising.
+    return cast(_F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+
+
+def array(t: torch.Tensor) -> Array:
+    """Views a tensor as a contiguous array, copying only one that is not contiguous."""
+    return t.detach().contiguous().numpy()
+
+
+def bits(t: torch.Tensor) -> Array:
+    """Views a float32 tensor as the uint32 bits that hold it."""
+    return array(t).view(np.uint32)

@@ -1,0 +1,456 @@
+"""LocalSGD: the shell around the rounds that behaves like a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from thinwire import flat
+from thinwire.compress import Compressor, Identity
+from thinwire.errors import ConfigError
+from thinwire.exchange import Exchange, Here, NoFeedback, Server
+from thinwire.exchange.agree import agree, broadcast, hello
+from thinwire.exchange.driver import drive
+from thinwire.flat import Spans
+from thinwire.keys import Key
+from thinwire.outer import Average, Outer
+from thinwire.round import RoundState, one_round
+from thinwire.schedule import H_at, HSchedule, check_schedule, schedule_json
+from thinwire.stats import Stats
+from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
+from thinwire.value import one_of
+from thinwire.version import __version__
+from thinwire.wire.frame import HEADER, length
+
+Buffers = Literal["local", "average", "broadcast"]
+BUFFER_PART = 1
+STATE_FORMAT = 1
+Closure = Callable[[], Any]
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A place in a group of one process: rank and N, with no wire; `LockStep` runs them all.
+
+    Args:
+        rank: this worker.
+        N: workers in all.
+    """
+
+    rank: int
+    N: int
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one round did, as its worker saw it.
+
+    Args:
+        round: its number, from 0.
+        local_steps: H of that round.
+        uplink: framed bytes of this worker's message.
+        sent: bytes that left for other ranks.
+        received: bytes that came from other ranks.
+        residual_cleared: whether the residual was dropped before it, at a learning-rate drop.
+    """
+
+    round: int
+    local_steps: int
+    uplink: int
+    sent: int
+    received: int
+    residual_cleared: bool
+
+
+class LocalSGD(torch.optim.Optimizer):
+    """Takes H local steps with any `torch.optim` optimizer, then one compressed round.
+
+    `step()` steps the inner optimizer; every H-th call also runs a round, after which all workers
+    hold the same parameters to the last bit. Learning-rate schedulers, parameter groups,
+    gradient accumulation and `GradScaler` work as with the inner optimizer.
+
+    Args:
+        model_or_params: a module (its parameters that require a gradient), or parameters, or
+            (name, parameter) pairs. Tied weights count once; frozen ones are left alone.
+        optimizer: the inner optimizer over exactly those parameters. Its state stays local.
+        H: local steps per round; or a schedule ((first round, H), ...) such as
+            ((0, 1), (100, 8)); or a function of the round number.
+        compressor: what is said of the pseudo-gradient.
+        exchange: who says it to whom, and whether with feedback.
+        outer: how the anchor moves along the mean.
+        group: a process group; None for the default one (or, without one, a group of one); or a
+            `Seat` of a `LockStep`.
+        seed: of the random choices; the same on all ranks.
+        buffers: of the model, such as BN statistics: "local", "average" or "broadcast" (rank
+            0's) at every round.
+        clear_residual_at_drop: clears the residual when the learning rate has fallen to at most
+            this fraction of what it was at the last round; None for never. The paper's ImageNet
+            runs clear it at their drops by ten; 0.5 does that.
+        on_round: is called with a `RoundReport` after each round.
+
+    Raises:
+        ConfigError: settings disagree with each other or with another rank's; on every rank.
+
+    Example:
+        >>> import thinwire as tw
+        >>> model = torch.nn.Linear(4, 1)
+        >>> inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = tw.LocalSGD(model, inner, **tw.qsparse_local_sgd(H=2))
+        >>> for _ in range(2):
+        ...     optimizer.zero_grad()
+        ...     model(torch.ones(1, 4)).sum().backward()
+        ...     optimizer.step()
+        >>> optimizer.round
+        1
+
+    Source: Qsparse-local-SGD (arXiv 1906.02367), Algorithm 1.
+    """
+
+    # GradScaler then always calls step() and hands over what it found: a step it would skip on
+    # one rank alone would leave the ranks' rounds out of step.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        model_or_params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        H: HSchedule = 1,
+        compressor: Compressor | None = None,
+        exchange: Exchange | None = None,
+        outer: Outer | None = None,
+        group: dist.ProcessGroup | Seat | None = None,
+        seed: int = 0,
+        buffers: Buffers = "local",
+        clear_residual_at_drop: float | None = None,
+        on_round: Callable[[RoundReport], None] | None = None,
+    ) -> None:
+        self.inner = optimizer
+        self.H = H
+        self.compressor = Identity() if compressor is None else compressor
+        self.exchange = Server(NoFeedback()) if exchange is None else exchange
+        self.outer = Average() if outer is None else outer
+        self.seed = seed
+        self.buffers = buffers
+        self.clear_residual_at_drop = clear_residual_at_drop
+        self.on_round = on_round
+        self.stats = Stats()
+        self._frozen_groups = False
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self._adopt_inner()
+        self._frozen_groups = True
+        self._transport = _transport(group)
+        self._rank, self._N = _place(group, self._transport)
+        self._local = 0
+        self._lr = self._learning_rate()
+        problem = None
+        try:
+            self._prepare(model_or_params)
+        except ConfigError as error:
+            problem = error
+        # A rank whose own settings are broken must still say so, or the others would wait.
+        self._problem = problem
+        if self._transport is not None:
+            drive(self.join(), self._transport, self.stats)
+        elif problem is not None:
+            raise problem
+
+    @property
+    def round(self) -> int:
+        """Rounds done."""
+        return self._state.round
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """This worker's rank and N."""
+        return self._rank, self._N
+
+    @property
+    def anchor(self) -> Tensor:
+        """The parameters all workers hold since the last round, (d,) float32; do not write."""
+        return self._state.anchor
+
+    @property
+    def residual(self) -> Tensor | None:
+        """What this worker has not yet said, (d,) float32, or None where feedback is off."""
+        return self._state.mem.get("residual")
+
+    def join(self) -> Generator[Ask, Answer, None]:
+        """Agrees with all ranks on the settings and starts from rank 0's parameters."""
+        if self._problem is not None and self._N == 1:
+            raise self._problem
+        if self._problem is not None:
+            own: dict[str, Any] = {"problem": str(self._problem)}
+        else:
+            own = hello(__version__, self.settings(), self.spans, self._state.anchor)
+        self._run, equal = yield from agree(own, self._rank, self._N)
+        if not equal:
+            start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
+            self._restart(start)
+
+    def step(self, closure: Closure | None = None) -> Any:
+        """Takes one local step and, when H are done, one round; returns the closure's loss.
+
+        Raises:
+            NonFiniteError: a rank's message would hold a NaN or an infinity; on every rank,
+                nothing applied.
+            FrameError: a frame was truncated, altered, foreign or stale.
+            PeerLost, RoundTimeout: a rank is gone or silent.
+        """
+        return self._drive(self.steps(closure))
+
+    def sync(self) -> None:
+        """Runs a round now, however few local steps are done; every rank must call it."""
+        self._drive(self.sync_talk())
+
+    def steps(self, closure: Closure | None = None) -> Generator[Ask, Answer, Any]:
+        """The same as `step`, as a talk for whoever drives it."""
+        loss = self._inner_step(closure)
+        self._local += 1
+        if self._local >= H_at(self.H, self.round):
+            yield from self.sync_talk()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of the inner optimizer's parameters."""
+        self.inner.zero_grad(set_to_none)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns everything the ranks must agree on, as plain data."""
+        return {
+            "H": schedule_json(self.H),
+            "compressor": self.compressor.to_json(),
+            "exchange": self.exchange.to_json(),
+            "outer": self.outer.to_json(),
+            "seed": self.seed,
+            "buffers": self.buffers,
+            "clear_residual_at_drop": self.clear_residual_at_drop,
+            "N": self._N,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all this rank needs to go on in the same bits: each rank saves its own.
+
+        It holds the inner optimizer's state, the anchor, the residual, the outer state and the
+        counters; the model's own `state_dict` is saved beside it as ever.
+        """
+        return {
+            "format": STATE_FORMAT,
+            "inner": self.inner.state_dict(),
+            "settings": self.settings(),
+            "rank": self._rank,
+            "tensors": [list(self.spans.names), [list(shape) for shape in self.spans.shapes]],
+            "anchor": self._state.anchor,
+            "mem": dict(self._state.mem),
+            "outer": dict(self._state.outer),
+            "round": self._state.round,
+            "local": self._local,
+            "lr": self._lr,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up a `state_dict`; load the model's own beside it.
+
+        Raises:
+            ConfigError: it was saved under other settings, for other tensors or by another rank;
+                nothing is changed.
+        """
+        own = {**self.state_dict(), "inner": None}
+        for name in ("format", "rank", "settings", "tensors"):
+            saved = state_dict.get(name)
+            if saved != own[name]:
+                raise ConfigError(
+                    f"this state was saved with {name} {saved!r}; here it is {own[name]!r}"
+                )
+        if {**state_dict["mem"]}.keys() != self._state.mem.keys():
+            raise ConfigError(f"this state holds memory {sorted(state_dict['mem'])}")
+        self.inner.load_state_dict(state_dict["inner"])
+        self._adopt_inner()
+        self._state = RoundState(
+            anchor=state_dict["anchor"].clone(),
+            mem={name: tensor.clone() for name, tensor in state_dict["mem"].items()},
+            outer={name: tensor.clone() for name, tensor in state_dict["outer"].items()},
+            round=state_dict["round"],
+        )
+        self._local = state_dict["local"]
+        self._lr = state_dict["lr"]
+        if self._rounded:
+            self._began = self._as_loaded(self._state.anchor)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuses: all ranks have agreed on the tensors.
+
+        Raises:
+            ConfigError: always, once constructed.
+        """
+        if self._frozen_groups:
+            raise ConfigError(
+                "the tensors are agreed with all ranks; add the group to the inner optimizer "
+                "before LocalSGD is made, or make a new one"
+            )
+        super().add_param_group(param_group)
+
+    def __repr__(self) -> str:
+        return (
+            f"LocalSGD({type(self.inner).__name__}, H={self.H!r}, compressor={self.compressor!r}, "
+            f"exchange={self.exchange!r}, outer={self.outer!r})"
+        )
+
+    def _prepare(self, model_or_params: Any) -> None:
+        one_of(self, "buffers", self.buffers, ("local", "average", "broadcast"))
+        check_schedule(self.H)
+        named, self._buffers = _tensors(model_or_params, self.buffers)
+        self._params = [p for _, p in named]
+        _check_same(named, self.inner)
+        self.spans = Spans.of_tensors(named)
+        self._rounded = any(p.dtype != torch.float32 for p in self._params)
+        self._buffer_spans = Spans.of_tensors(self._buffers)
+        self._run = 0
+        self._restart(flat.read(self._params))
+        self.exchange.check(self.compressor, self.spans)
+
+    def _restart(self, anchor: Tensor) -> None:
+        flat.write(anchor, self._params)
+        outer = self.outer.init(anchor)
+        self._state = RoundState(anchor, {}, outer, 0)
+        self._state = replace(self._state, mem=self.exchange.init(self._here()))
+        if self._rounded:
+            self._began = flat.read(self._params)
+
+    def _here(self) -> Here:
+        round = self._state.round
+        key = Key(self.seed, round, self._rank)
+        return Here(self._rank, self._N, round, key, self.compressor, self.spans, self._run)
+
+    def sync_talk(self) -> Generator[Ask, Answer, None]:
+        """The same as `sync`, as a talk for whoever drives it."""
+        cleared = self._clear_at_drop()
+        before = self.stats.totals()
+        local_steps, round = self._local, self._state.round
+        params = flat.read(self._params)
+        if self._rounded:
+            # The parameters began as the anchor rounded to their dtype: that rounding is no
+            # progress, so it must not be said.
+            params = self._state.anchor - (self._began - params)
+        state = yield from one_round(self._state, params, self.exchange, self.outer, self._here())
+        yield from self._share_buffers()
+        flat.write(state.anchor, self._params)
+        if self._rounded:
+            self._began = flat.read(self._params)
+        self._state, self._local = state, 0
+        if self.on_round is not None:
+            uplink, sent, received = (
+                b - a for a, b in zip(before, self.stats.totals(), strict=True)
+            )
+            self.on_round(RoundReport(round, local_steps, uplink, sent, received, cleared))
+
+    def _share_buffers(self) -> Generator[Ask, Answer, None]:
+        if self.buffers == "local" or not self._buffers:
+            return
+        tensors = [b for _, b in self._buffers]
+        own = flat.read(tensors)
+        if self.buffers == "broadcast":
+            shared = yield from broadcast(
+                own, self._run, self._state.round, BUFFER_PART, self._rank, self._N
+            )
+        else:
+            here = replace(
+                self._here(), compressor=Identity(), spans=self._buffer_spans, part=BUFFER_PART
+            )
+            mean = Server(NoFeedback())
+            shared, _ = yield from mean.round(torch.zeros_like(own), own, {}, here)
+        flat.write(shared, tensors)
+
+    def _clear_at_drop(self) -> bool:
+        lr, before = self._learning_rate(), self._lr
+        self._lr = lr
+        fraction = self.clear_residual_at_drop
+        dropped = fraction is not None and lr < before and lr <= fraction * before
+        if not dropped or "residual" not in self._state.mem:
+            return False
+        zero = torch.zeros_like(self._state.mem["residual"])
+        self._state = replace(self._state, mem={**self._state.mem, "residual": zero})
+        return True
+
+    def _learning_rate(self) -> float:
+        return max((float(g["lr"]) for g in self.param_groups if "lr" in g), default=0.0)
+
+    def _inner_step(self, closure: Closure | None) -> Any:
+        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if found is not None and bool(found):
+            return None
+        if scale is not None:
+            for p in self._params:
+                if p.grad is not None:
+                    p.grad.div_(scale.to(p.grad.device))
+        return self.inner.step() if closure is None else self.inner.step(closure)
+
+    def _drive(self, talk: Generator[Ask, Answer, R]) -> R:
+        if self._transport is None:
+            talk.close()
+            raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
+        return drive(talk, self._transport, self.stats)
+
+    def _adopt_inner(self) -> None:
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+
+
+def _transport(group: dist.ProcessGroup | Seat | None) -> Transport | None:
+    if isinstance(group, Seat):
+        return None
+    if group is None and not (dist.is_available() and dist.is_initialized()):
+        return Alone()
+    return DistributedTransport(group, HEADER, length)
+
+
+def _place(group: object, transport: Transport | None) -> tuple[int, int]:
+    if isinstance(group, Seat):
+        return group.rank, group.N
+    assert transport is not None
+    return transport.rank, transport.size
+
+
+Named = list[tuple[str, Tensor]]
+
+
+def _tensors(model_or_params: Any, buffers: Buffers) -> tuple[Named, Named]:
+    if isinstance(model_or_params, nn.Module):
+        named = [(n, p) for n, p in model_or_params.named_parameters() if p.requires_grad]
+        floating = [(n, b) for n, b in model_or_params.named_buffers() if b.is_floating_point()]
+        return named, floating
+    if buffers != "local":
+        raise ConfigError(f"buffers={buffers!r} needs the model itself, not its parameters")
+    pairs = [
+        item if isinstance(item, tuple) else (f"param{number}", item)
+        for number, item in enumerate(model_or_params)
+    ]
+    unique = {id(p): (name, p) for name, p in reversed(pairs) if p.requires_grad}
+    return list(reversed(unique.values())), []
+
+
+def _check_same(named: Named, inner: torch.optim.Optimizer) -> None:
+    given = {id(p) for _, p in named}
+    stepped = {id(p) for g in inner.param_groups for p in g["params"] if p.requires_grad}
+    missing = [name for name, p in named if id(p) not in stepped]
+    if missing:
+        raise ConfigError(
+            f"the inner optimizer does not step {', '.join(missing[:5])}: give it the same "
+            "parameters as LocalSGD, or freeze those with requires_grad_(False)"
+        )
+    if stepped - given:
+        raise ConfigError(
+            f"the inner optimizer steps {len(stepped - given)} tensors that LocalSGD was not "
+            "given: they would drift apart between ranks; give both the same parameters"
+        )
+    bad = [f"{name} ({p.dtype})" for name, p in named if not p.is_floating_point()]
+    if bad or not named:
+        raise ConfigError(
+            f"LocalSGD averages floating-point parameters; got {', '.join(bad) or 'none'}"
+        )

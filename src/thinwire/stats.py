@@ -1,0 +1,71 @@
+"""What was sent, measured: the bytes of every frame, by kind and direction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from thinwire.transport.base import Answer, Ask, Reduce, Turn
+from thinwire.wire.frame import Kind
+
+UP = (Kind.SAID.name, Kind.ALARM.name)
+DOWN = (Kind.REPLY.name, Kind.REFUSAL.name)
+
+
+class Stats:
+    """Counts the frames of one worker; every figure is a sum of `len(frame)`.
+
+    Attributes:
+        framed: bytes of frames this worker made, by kind, each frame once however many hear it
+            and also where the hearer is the speaker itself: the papers' accounting.
+        sent: bytes of frames that left for another rank, by kind, each copy counted.
+        received: bytes of frames that came from another rank, by kind.
+        reduced: dense bytes handed to the engine's all-reduce, which makes no frames.
+    """
+
+    def __init__(self) -> None:
+        self.framed: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
+        self.reduced = 0
+
+    @property
+    def uplink(self) -> int:
+        """Framed bytes of this worker's messages: the papers' uplink-only figure."""
+        return sum(self.framed[kind] for kind in UP)
+
+    def asked(self, ask: Ask, rank: int) -> None:
+        """Counts what an ask sends."""
+        if isinstance(ask, Reduce):
+            self.reduced += 4 * len(ask.vector)
+            return
+        for frame in {id(post.frame): post.frame for post in ask.posts}.values():
+            self.framed[kind_of(frame)] += len(frame)
+        for post in ask.posts:
+            if post.to != rank:
+                self.sent[kind_of(post.frame)] += len(post.frame)
+
+    def answered(self, ask: Ask, answer: Answer, rank: int) -> None:
+        """Counts what an answer brings."""
+        if isinstance(ask, Turn) and isinstance(answer, list):
+            for take, frame in zip(ask.takes, answer, strict=True):
+                if take.source != rank:
+                    self.received[kind_of(frame)] += len(frame)
+
+    def totals(self) -> tuple[int, int, int]:
+        """Returns (uplink framed, sent, received) bytes so far."""
+        return self.uplink, sum(self.sent.values()), sum(self.received.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the totals as plain data."""
+        return {
+            "uplink_framed": self.uplink,
+            "sent": dict(self.sent),
+            "received": dict(self.received),
+            "all_reduced": self.reduced,
+        }
+
+
+def kind_of(frame: bytes) -> str:
+    """Returns the name of a frame's kind."""
+    return Kind(frame[3]).name if frame[3] in Kind._value2member_map_ else "UNKNOWN"

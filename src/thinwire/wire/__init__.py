@@ -1,0 +1,1 @@
+"""Bytes: frames and bodies, as FORMAT.md states them."""

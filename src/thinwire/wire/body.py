@@ -1,0 +1,163 @@
+"""Bodies: payloads to bytes and back, sizes checked before anything is allocated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thinwire import kernels
+from thinwire.compress import Codes, Compressor, Payload
+from thinwire.errors import FrameError
+from thinwire.flat import Spans
+from thinwire.keys import Key
+
+
+class Reader:
+    """Reads a body from front to back and refuses to read past its end.
+
+    Args:
+        body: the bytes.
+        where: names the frame in errors.
+    """
+
+    def __init__(self, body: memoryview | bytes, where: str) -> None:
+        self._view = memoryview(body)
+        self._at = 0
+        self.where = where
+
+    def __len__(self) -> int:
+        return len(self._view) - self._at
+
+    def take(self, n: int, what: str) -> memoryview:
+        """Returns the next n bytes, which hold `what`."""
+        if n > len(self):
+            self.fail(f"{what} needs {n} bytes, {len(self)} are left")
+        self._at += n
+        return self._view[self._at - n : self._at]
+
+    def floats(self, n: int, what: str) -> Tensor:
+        """Returns the next n float32, each finite."""
+        values = torch.frombuffer(bytearray(self.take(4 * n, what)), dtype=torch.float32) if n else (
+            torch.zeros(0)
+        )
+        if kernels.active().first_nonfinite(values, torch.tensor([0, n])) >= 0:
+            self.fail(f"{what} holds a NaN or an infinity")
+        return values
+
+    def index(self, counts: Tensor, domains: Tensor) -> Tensor:
+        """Returns the next index section, (sum counts,) int64."""
+        rest = as_tensor(self._view[self._at :])
+        index, used, problem = kernels.active().decode_index(rest, counts, domains)
+        if index is None:
+            self.fail(problem)
+        self.take(used, "index section")
+        return index
+
+    def end(self) -> None:
+        """Refuses bytes left over."""
+        if len(self):
+            self.fail(f"{len(self)} bytes are left over")
+
+    def fail(self, problem: str) -> None:
+        """Raises the FrameError of this frame."""
+        raise FrameError(f"{self.where}: {problem}")
+
+
+def as_tensor(data: memoryview | bytes) -> Tensor:
+    """Returns the bytes as (n,) uint8."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if len(data) else (
+        torch.zeros(0, dtype=torch.uint8)
+    )
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    """Returns a tensor's bytes, little-endian."""
+    return tensor.contiguous().numpy().tobytes()
+
+
+def pack(payload: Payload, compressor: Compressor) -> bytes:
+    """Returns the payload's body: index section, scales, then values.
+
+    Args:
+        payload: what is said.
+        compressor: the operator that made it.
+
+    Example:
+        >>> from thinwire import Sign, TopK
+        >>> C = TopK(k=40) >> Sign()
+        >>> body = pack(C.compress(torch.randn(7850), Key(0)), C)
+        >>> len(body) <= C.nbytes(7850)
+        True
+    """
+    at, sections = payload.layout, []
+    if compressor.sparsifier.says_index:
+        assert payload.index is not None
+        index = kernels.active().encode_index(payload.index, at.domain_counts, at.domains)
+        sections.append(as_bytes(index))
+    if isinstance(payload.values, Codes):
+        sections.append(as_bytes(payload.values.scales))
+        packed = kernels.active().pack(payload.values.codes, compressor.quantizer.width)
+        sections.append(as_bytes(packed))
+    else:
+        sections.append(as_bytes(payload.values))
+    return b"".join(sections)
+
+
+def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Payload:
+    """Returns the payload whose body the reader stands before, and moves the reader past it.
+
+    Args:
+        reader: stands at the body's first byte.
+        compressor: the operator that made it; both sides agreed on it.
+        spans: the tensors.
+        key: the speaker's key.
+
+    Raises:
+        FrameError: the bytes are no such body.
+    """
+    at = compressor.layout(spans)
+    sparsifier, quantizer = compressor.sparsifier, compressor.quantizer
+    if sparsifier.says_index:
+        index: Tensor | None = reader.index(at.domain_counts, at.domains)
+    else:
+        index = sparsifier.select(torch.empty(0), at, key)
+    if quantizer.scales == 0:
+        return Payload(at, index, reader.floats(at.kept, "values"), key)
+    scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
+    nbytes = (at.n_codes * quantizer.width + 7) // 8
+    packed = as_tensor(reader.take(nbytes, "codes"))
+    spare = -at.n_codes * quantizer.width % 8
+    if spare and int(packed[-1]) >> (8 - spare):
+        reader.fail("padding bits after the codes are not zero")
+    codes = kernels.active().unpack(packed, at.n_codes, quantizer.width)
+    if at.n_codes and int(codes.max()) > quantizer.top:
+        reader.fail(f"code {int(codes.max())} is above {quantizer.top}")
+    return Payload(at, index, Codes(codes, scales), key)
+
+
+def pack_sparse(index: Tensor, values: Tensor, d: int) -> bytes:
+    """Returns the body of a vector given by its nonzero entries: count, index section, float32.
+
+    Args:
+        index: (n,) int64 ascending.
+        values: (n,) float32.
+        d: entries of the vector.
+    """
+    counts, domain = torch.tensor([len(index)]), torch.tensor([0, d])
+    section = kernels.active().encode_index(index, counts, domain)
+    return len(index).to_bytes(6, "little") + as_bytes(section) + as_bytes(values)
+
+
+def unpack_sparse(reader: Reader, d: int) -> Tensor:
+    """Returns the vector that `pack_sparse` wrote, (d,) float32.
+
+    Raises:
+        FrameError: the bytes are no such body.
+    """
+    n = int.from_bytes(reader.take(6, "count"), "little")
+    if n > d or 4 * n > len(reader):
+        reader.fail(f"{n} entries are announced; d is {d} and {len(reader)} bytes are left")
+    index = reader.index(torch.tensor([n]), torch.tensor([0, d]))
+    vector = torch.zeros(d)
+    vector[index] = reader.floats(n, "values")
+    return vector

@@ -1,0 +1,137 @@
+"""Frames: 26 bytes that say what follows and whose it is, then the body.
+
+The byte-by-byte contract is FORMAT.md beside this file.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+from thinwire.errors import ConfigError, FrameError
+
+MAGIC = b"tw"
+VERSION = 1
+HEADER = 26
+_LAYOUT = struct.Struct("<2sBBIIHHIHI")
+_CHECKED = HEADER - 4
+MAX_BODY = (1 << 48) - 1
+
+
+class Kind(IntEnum):
+    """What a frame's body is."""
+
+    HELLO = 1
+    """A worker's settings, before anything else (JSON)."""
+    VERDICT = 2
+    """The root's answer to the hellos (JSON)."""
+    VECTOR = 3
+    """A dense float32 vector: the first anchor, or broadcast buffers."""
+    SAID = 4
+    """A compressed message of a worker."""
+    REPLY = 5
+    """The mean, on its way back from the master."""
+    ALARM = 6
+    """Instead of a message: this worker holds a NaN or an infinity (which tensor)."""
+    REFUSAL = 7
+    """Instead of a reply: the round is refused, and by whose values."""
+
+
+TIMELESS = (Kind.HELLO, Kind.VERDICT)
+"""Kinds that every version reads, so that ranks of different versions can say so."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where in a run a frame belongs; a receiver knows it before the frame comes.
+
+    Args:
+        run: the run's 32-bit fingerprint; 0 before it is agreed.
+        round: the round number.
+        rank: the speaker.
+        part: which of several conversations of that round.
+    """
+
+    run: int
+    round: int
+    rank: int
+    part: int = 0
+
+
+def seal(kind: Kind, address: Address, body: bytes) -> bytes:
+    """Returns the frame of this body.
+
+    Args:
+        kind: what the body is.
+        address: whose it is.
+        body: at most 2**48 - 1 bytes.
+
+    Example:
+        >>> len(seal(Kind.ALARM, Address(run=1, round=2, rank=3), b"body")) - HEADER
+        4
+    """
+    if len(body) > MAX_BODY:
+        raise ConfigError(f"a frame's body holds at most {MAX_BODY} bytes; this one {len(body)}")
+    a = address
+    head = _LAYOUT.pack(
+        MAGIC, VERSION, kind, a.run, a.round & 0xFFFFFFFF, a.rank, a.part,
+        len(body) & 0xFFFFFFFF, len(body) >> 32, 0,
+    )[:_CHECKED]  # fmt: skip
+    checksum = zlib.crc32(body, zlib.crc32(head))
+    return b"".join((head, checksum.to_bytes(4, "little"), body))
+
+
+def length(header: bytes) -> int:
+    """Returns the whole frame's length that its first 26 bytes announce.
+
+    Raises:
+        FrameError: these bytes start no frame.
+    """
+    if len(header) < HEADER:
+        raise FrameError(f"{len(header)} bytes are no frame; a header alone is {HEADER}")
+    if header[:2] != MAGIC:
+        raise FrameError(f"a frame starts with {MAGIC!r}; this starts with {bytes(header[:2])!r}")
+    low, high = _LAYOUT.unpack_from(header)[7:9]
+    return HEADER + int(low) + (int(high) << 32)
+
+
+def unseal(frame: bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryview]:
+    """Returns kind and body of a frame that must come from `address`.
+
+    Args:
+        frame: what arrived.
+        address: where it must belong.
+        kinds: which kinds are expected.
+
+    Raises:
+        FrameError: truncated, altered, foreign or stale; it names what and where.
+    """
+    where = f"frame from rank {address.rank}, round {address.round}, part {address.part}"
+    announced = length(frame)
+    if announced != len(frame):
+        raise FrameError(f"{where}: {len(frame)} bytes arrived, its header announces {announced}")
+    _, _, kind, run, round, rank, part, _, _, checksum = _LAYOUT.unpack_from(frame)
+    if frame[2] != VERSION and kind not in TIMELESS:
+        raise FrameError(
+            f"{where}: it is of frame version {frame[2]}; this thinwire speaks {VERSION}. "
+            "Install the same version on every rank"
+        )
+    view = memoryview(frame)
+    if zlib.crc32(view[HEADER:], zlib.crc32(view[:_CHECKED])) != checksum:
+        raise FrameError(f"{where}: the checksum does not match; the bytes were altered on the way")
+    if run != address.run:
+        raise FrameError(
+            f"{where}: it belongs to run {run:#010x}, this run is {address.run:#010x}"
+        )
+    if (round, rank, part) != (address.round & 0xFFFFFFFF, address.rank, address.part):
+        raise FrameError(
+            f"{where}: it says rank {rank}, round {round}, part {part}; "
+            "it is stale, or went to the wrong place"
+        )
+    if kind not in kinds:
+        expected = " or ".join(k.name for k in kinds)
+        name = Kind(kind).name if kind in Kind._value2member_map_ else f"unknown kind {kind}"
+        raise FrameError(f"{where}: it is a {name}, expected {expected}")
+    return Kind(kind), view[HEADER:]
