@@ -203,7 +203,7 @@ def main() -> None:
             "d = 7850, N = 15, b = 8, iid shards, l2 term 1/n, one flat scope, step size "
             "c a / (a + t). The target is reached when the mean of three evaluations in a row, one "
             "every max(8, H) steps, is at most 0.10. Uplink, all workers together, in the paper's "
-            "fixed-width accounting and as framed (`len(frame)`, every scheme with our best codes).",
+            "fixed-width accounting and as framed (`len(frame)`, each scheme with our best codes).",
             "",
             "## (a) one shared step size: c = 0.3, a = 1570 for every scheme",
             "",

@@ -16,17 +16,29 @@ import thinwire as tw
 
 N, STEPS = 4, 12
 SIGNTOPK = tw.TopK(density=0.05) >> tw.Sign()
+UNBIASED = tw.QSGD(bits=8, norm="max", bucket=64, scale="none")
+CHUNKED = tw.TopK(density=0.1, scope="chunk", chunk=32) >> tw.Rotated(bucket=16)
 CASES = [
     (4, SIGNTOPK, tw.Server(), tw.Average()),
     (4, SIGNTOPK, tw.Gather(), tw.Average()),
     (2, tw.TopK(k=9, scope="global") >> tw.QSGD(bits=4), tw.Server(), tw.Nesterov()),
-    (1, tw.QSGD(bits=8, norm="max", bucket=64, scale="none"), tw.Gather(tw.NoFeedback()), tw.Average()),
+    (
+        1,
+        tw.QSGD(bits=8, norm="max", bucket=64, scale="none"),
+        tw.Gather(tw.NoFeedback()),
+        tw.Average(),
+    ),
     (3, tw.RandK(density=0.2) >> tw.Ternary(), tw.Server(), tw.Average()),
-    (2, tw.TopK(density=0.1, scope="chunk", chunk=32) >> tw.Rotated(bucket=16), tw.Gather(), tw.Average()),
+    (
+        2,
+        tw.TopK(density=0.1, scope="chunk", chunk=32) >> tw.Rotated(bucket=16),
+        tw.Gather(),
+        tw.Average(),
+    ),
     (2, tw.Sign(), tw.Server(downlink=tw.Sign()), tw.Average()),
     (2, tw.Levels(levels=7), tw.Server(tw.Feedback(decay=0.9), root=3), tw.Average()),
     (4, tw.Identity(), tw.Server(tw.NoFeedback()), tw.Average()),
-]  # fmt: skip
+]
 
 
 def spec(H, compressor, exchange, outer):

@@ -112,3 +112,19 @@ def write(vector: Tensor, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             tensor.copy_(vector[at : at + tensor.numel()].view(tensor.shape))
             at += tensor.numel()
+
+
+def as_held(vector: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the flat vector as these tensors would hold it, each in its own dtype.
+
+    Args:
+        vector: (d,) float32.
+        tensors: d entries in all; they are not written.
+
+    Returns:
+        (d,) float32, the vector itself where all tensors are float32.
+    """
+    if all(tensor.dtype == torch.float32 for tensor in tensors):
+        return vector
+    pieces = torch.split(vector, [tensor.numel() for tensor in tensors])
+    return torch.cat([p.to(t.dtype).float() for p, t in zip(pieces, tensors, strict=True)])

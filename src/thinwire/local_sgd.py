@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -141,6 +141,7 @@ class LocalSGD(torch.optim.Optimizer):
         self.clear_residual_at_drop = clear_residual_at_drop
         self.on_round = on_round
         self.stats = Stats()
+        self._state: RoundState
         self._frozen_groups = False
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._adopt_inner()
@@ -280,8 +281,6 @@ class LocalSGD(torch.optim.Optimizer):
         )
         self._local = state_dict["local"]
         self._lr = state_dict["lr"]
-        if self._rounded:
-            self._began = self._as_loaded(self._state.anchor)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuses: all ranks have agreed on the tensors.
@@ -309,7 +308,6 @@ class LocalSGD(torch.optim.Optimizer):
         self._params = [p for _, p in named]
         _check_same(named, self.inner)
         self.spans = Spans.of_tensors(named)
-        self._rounded = any(p.dtype != torch.float32 for p in self._params)
         self._buffer_spans = Spans.of_tensors(self._buffers)
         self._run = 0
         self._restart(flat.read(self._params))
@@ -320,8 +318,6 @@ class LocalSGD(torch.optim.Optimizer):
         outer = self.outer.init(anchor)
         self._state = RoundState(anchor, {}, outer, 0)
         self._state = replace(self._state, mem=self.exchange.init(self._here()))
-        if self._rounded:
-            self._began = flat.read(self._params)
 
     def _here(self) -> Here:
         round = self._state.round
@@ -334,15 +330,14 @@ class LocalSGD(torch.optim.Optimizer):
         before = self.stats.totals()
         local_steps, round = self._local, self._state.round
         params = flat.read(self._params)
-        if self._rounded:
+        began = flat.as_held(self._state.anchor, self._params)
+        if began is not self._state.anchor:
             # The parameters began as the anchor rounded to their dtype: that rounding is no
             # progress, so it must not be said.
-            params = self._state.anchor - (self._began - params)
+            params = self._state.anchor - (began - params)
         state = yield from one_round(self._state, params, self.exchange, self.outer, self._here())
         yield from self._share_buffers()
         flat.write(state.anchor, self._params)
-        if self._rounded:
-            self._began = flat.read(self._params)
         self._state, self._local = state, 0
         if self.on_round is not None:
             uplink, sent, received = (
@@ -417,7 +412,7 @@ def _place(group: object, transport: Transport | None) -> tuple[int, int]:
     return transport.rank, transport.size
 
 
-Named = list[tuple[str, Tensor]]
+Named = Sequence[tuple[str, Tensor]]
 
 
 def _tensors(model_or_params: Any, buffers: Buffers) -> tuple[Named, Named]:

@@ -178,6 +178,15 @@ class Compressor(Value, ABC):
         """
         kernels.active().accumulate(total, payload.index, self.values(payload))
 
+    def remove(self, u: Tensor, payload: Payload) -> None:
+        """Takes C(u) away from u in place, which leaves the residual u - C(u).
+
+        Args:
+            u: (d,) float32.
+            payload: what was said of it.
+        """
+        kernels.active().accumulate(u, payload.index, -self.values(payload))
+
     def values(self, payload: Payload) -> Tensor:
         """Returns the decoded values at the payload's index, (n,) float32."""
         return self.quantizer.decode(payload.values, payload.layout, payload.key)

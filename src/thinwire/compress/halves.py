@@ -134,7 +134,7 @@ class Everything(Sparsifier):
     """Keeps every entry: the sparsifier of a quantizer that stands alone."""
 
     says_index: ClassVar[bool] = False
-    drops_biased: ClassVar[bool] = False  # type: ignore[assignment, misc]
+    drops_biased: ClassVar[bool] = False
     scope: ClassVar[Scope | None] = None  # type: ignore[misc]
     chunk: ClassVar[int] = 4096  # type: ignore[misc]
 
@@ -153,9 +153,9 @@ class Float32(Quantizer):
     """Says every value exactly: the quantizer of a sparsifier that stands alone."""
 
     scales: ClassVar[int] = 0
-    top: ClassVar[int] = 0  # type: ignore[assignment, misc]
-    width: ClassVar[int] = 32  # type: ignore[assignment, misc]
-    rounds_biased: ClassVar[bool] = False  # type: ignore[assignment, misc]
+    top: ClassVar[int] = 0
+    width: ClassVar[int] = 32
+    rounds_biased: ClassVar[bool] = False
     scope: ClassVar[Scope] = "global"  # type: ignore[misc]
     bucket: ClassVar[int | None] = None  # type: ignore[misc]
 

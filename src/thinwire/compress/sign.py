@@ -34,8 +34,8 @@ class Sign(Quantizer):
     Source: Qsparse-local-SGD (arXiv 1906.02367), Sign and SignComp_k.
     """
 
-    top: ClassVar[int] = 1  # type: ignore[assignment, misc]
-    width: ClassVar[int] = 1  # type: ignore[assignment, misc]
+    top: ClassVar[int] = 1
+    width: ClassVar[int] = 1
     scope: Scope = "tensor"
     bucket: int | None = None
 

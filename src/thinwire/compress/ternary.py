@@ -38,8 +38,8 @@ class Ternary(Quantizer):
     Differs: no gradient clipping; a clip belongs in the training loop.
     """
 
-    top: ClassVar[int] = 2  # type: ignore[assignment, misc]
-    width: ClassVar[int] = 2  # type: ignore[assignment, misc]
+    top: ClassVar[int] = 2
+    width: ClassVar[int] = 2
     scale: Literal["fit", "beta", "none"] = "fit"
     scope: Scope = "tensor"
     bucket: int | None = None

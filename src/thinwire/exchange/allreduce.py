@@ -10,8 +10,8 @@ from thinwire import kernels
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import (
-    ALL_RANKS,
     ALARM_BODY,
+    ALL_RANKS,
     Exchange,
     Here,
     Memory,

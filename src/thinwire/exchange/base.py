@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress import Compressor, Payload
+from thinwire.compress import Compressor
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.flat import Spans
 from thinwire.keys import Key
@@ -105,12 +105,10 @@ class Saying:
 
     Args:
         frame: the bytes: a SAID, or an ALARM where u is not finite.
-        payload: what was said; None with an ALARM.
         residual: u - said, what is still owed; None where feedback is off.
     """
 
     frame: bytes
-    payload: Payload | None
     residual: Tensor | None
 
 
@@ -190,12 +188,14 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
     broken = kernels.active().first_nonfinite(u, here.spans.starts)
     if broken >= 0:
         alarm = here.seal(Kind.ALARM, broken.to_bytes(ALARM_BODY, "little"))
-        return Saying(alarm, None, None)
+        return Saying(alarm, None)
     C = here.compressor
     payload = C.compress(u, here.key, here.spans)
     frame = here.seal(Kind.SAID, pack(payload, C))
-    residual = u - C.decompress(payload) if isinstance(feedback, Feedback) else None
-    return Saying(frame, payload, residual)
+    if isinstance(feedback, NoFeedback):
+        return Saying(frame, None)
+    C.remove(u, payload)
+    return Saying(frame, residual=u)
 
 
 def hear(frames: list[bytes], here: Here) -> list[memoryview]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from enum import IntEnum
 
-import torch
 from torch import Tensor
 
 from thinwire.compress import Compressor
@@ -66,7 +65,8 @@ def encode_compressed(
     v = direction + down
     payload = downlink.compress(v, master_key(here), here.spans)
     w = downlink.decompress(payload)
-    return bytes([Form.COMPRESSED]) + pack(payload, downlink), w, v - w
+    downlink.remove(v, payload)
+    return bytes([Form.COMPRESSED]) + pack(payload, downlink), w, v
 
 
 def encode_refusal(error: NonFiniteError | FrameError) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Generator, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def lockstep(talks: Sequence[AnyTalk[R]], observers: Sequence[Observer]) -> list
             talk.close()
 
 
-class _LockStep:
+class _LockStep(Generic[R]):
     def __init__(self, talks: Sequence[AnyTalk[R]], observers: Sequence[Observer]) -> None:
         self.talks, self.observers, self.N = talks, observers, len(talks)
         self.mail: dict[tuple[int, int], deque[bytes]] = defaultdict(deque)

@@ -89,7 +89,9 @@ class DistributedTransport:
             )
         return n
 
-    def _exchange(self, sends: list[tuple[int, bytes]], takes: list[tuple[int, int]]) -> list[bytes]:
+    def _exchange(
+        self, sends: list[tuple[int, bytes]], takes: list[tuple[int, int]]
+    ) -> list[bytes]:
         buffers = [torch.zeros(n, dtype=torch.uint8, device=self._device) for _, n in takes]
         ops = [
             dist.P2POp(dist.isend, self._tensor(data), self._ranks[to], self.group)
@@ -107,16 +109,15 @@ class DistributedTransport:
         return [bytes(buffer.cpu().numpy()) for buffer in buffers]
 
     def _wait(self, ops: list[dist.P2POp], peers: list[int]) -> None:
-        peer = peers[0]
+        done = 0
         try:
-            works = dist.batch_isend_irecv(ops)
-            for peer, work in zip(peers, works, strict=False):
+            for work in dist.batch_isend_irecv(ops):
                 work.wait()
+                done += 1
         except RuntimeError as error:
-            first = str(error).splitlines()[0]
-            if "imed out" in str(error):
-                raise RoundTimeout(peer, first) from error
-            raise PeerLost(peer, first) from error
+            why = str(error).splitlines()[0]
+            kind = RoundTimeout if "imed out" in why else PeerLost
+            raise kind(peers[done], why) from error
 
     def _tensor(self, data: bytes) -> Tensor:
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)

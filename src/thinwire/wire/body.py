@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,7 @@ class Reader:
 
     def floats(self, n: int, what: str) -> Tensor:
         """Returns the next n float32, each finite."""
-        values = torch.frombuffer(bytearray(self.take(4 * n, what)), dtype=torch.float32) if n else (
-            torch.zeros(0)
-        )
+        values = as_tensor(self.take(4 * n, what)).view(torch.float32)
         if kernels.active().first_nonfinite(values, torch.tensor([0, n])) >= 0:
             self.fail(f"{what} holds a NaN or an infinity")
         return values
@@ -58,16 +58,16 @@ class Reader:
         if len(self):
             self.fail(f"{len(self)} bytes are left over")
 
-    def fail(self, problem: str) -> None:
+    def fail(self, problem: str) -> NoReturn:
         """Raises the FrameError of this frame."""
         raise FrameError(f"{self.where}: {problem}")
 
 
 def as_tensor(data: memoryview | bytes) -> Tensor:
     """Returns the bytes as (n,) uint8."""
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if len(data) else (
-        torch.zeros(0, dtype=torch.uint8)
-    )
+    if not len(data):
+        return torch.zeros(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def as_bytes(tensor: Tensor) -> bytes:

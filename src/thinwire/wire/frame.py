@@ -122,9 +122,7 @@ def unseal(frame: bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryvi
     if zlib.crc32(view[HEADER:], zlib.crc32(view[:_CHECKED])) != checksum:
         raise FrameError(f"{where}: the checksum does not match; the bytes were altered on the way")
     if run != address.run:
-        raise FrameError(
-            f"{where}: it belongs to run {run:#010x}, this run is {address.run:#010x}"
-        )
+        raise FrameError(f"{where}: it belongs to run {run:#010x}, this run is {address.run:#010x}")
     if (round, rank, part) != (address.round & 0xFFFFFFFF, address.rank, address.part):
         raise FrameError(
             f"{where}: it says rank {rank}, round {round}, part {part}; "

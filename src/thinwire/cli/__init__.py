@@ -1,0 +1,89 @@
+"""The command line: `thinwire demo`, `thinwire doctor`. No algorithm lives here.
+
+A command is one function in one file, named as the command; it imports what is heavy inside
+itself, so that help answers at once. To add one: write the file, and register it below.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from thinwire.cli.demo import demo
+from thinwire.cli.doctor import doctor
+from thinwire.errors import ThinwireError
+from thinwire.version import __version__
+
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+
+app = typer.Typer(
+    help="Training over thin wires.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Train over thin wires: local steps, then what was learned in few bits."""
+    if version:
+        typer.echo(f"thinwire {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+app.command()(demo)
+app.command()(doctor)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends the program the way Ctrl-C does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0, 2 after an error in one line, 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
+    command = typer.main.get_command(app)
+    args = None if arguments is None else list(arguments)
+    try:
+        sys.exit(command.main(args, prog_name="thinwire", standalone_mode=False))
+    except (typer.Abort, KeyboardInterrupt) as error:
+        terminated = isinstance(error.__cause__ or error, Terminated)
+        _last_words("terminated" if terminated else "interrupted")
+        sys.exit(TERMINATED if terminated else INTERRUPTED)
+    except ThinwireError as error:
+        _last_words(str(error))
+    except Exception as error:
+        # A wrong argument: typer has brought its own classes since 0.20, click's before.
+        if not hasattr(error, "format_message"):
+            raise
+        _last_words(_advice(error, error.format_message()))
+    sys.exit(FAILED)
+
+
+def _advice(error: Exception, message: str) -> str:
+    context = getattr(error, "ctx", None)
+    path = "thinwire" if context is None else context.command_path
+    if message.startswith("No such command"):
+        names = sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback)
+        message = f"{message.partition('.')[0]}; choose from {', '.join(names)}"
+    return f"{message.rstrip('.')}; see `{path} --help`"
+
+
+def _last_words(text: str) -> None:
+    print("thinwire:", " ".join(text.split()), file=sys.stderr)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -1,0 +1,176 @@
+"""`thinwire demo`: five methods learn the handwritten digits, and their bytes are compared."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thinwire.cli.gang import Gang, Message
+from thinwire.cli.output import Bars, RunLog, bars, check_writable, document, write_json
+from thinwire.errors import ConfigError
+
+TEST_SHARE = 5
+"""One image in so many is kept for the test."""
+LINK = 100e6
+"""Bits per second of the link that the table asks about."""
+
+
+def demo(
+    workers: Annotated[
+        int, typer.Option(min=2, max=16, help="Worker processes on this machine.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the model and the order.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
+    json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw accuracy against bytes sent, as PNG.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Log file, JSON lines.  [default: in runs/]")
+    ] = None,
+) -> None:
+    """Train the digits with five methods on this machine and see what the wire carried.
+
+    Needs no network and no download: worker processes talk over loopback, and the 1797
+    handwritten digits come with scikit-learn.
+    """
+    check_writable(json)
+    check_writable(picture)
+    settings = {"workers": workers, "epochs": epochs}
+    with RunLog("demo", seed, settings, log) as run:
+        results = compare(workers, seed, epochs, run)
+        for result in results:
+            run.write("result", **result)
+    if json is not None:
+        write_json(json, document("demo", seed, results))
+    from thinwire.cli.demo_table import show
+
+    show(results)
+    if picture is not None:
+        from thinwire.cli.demo_picture import draw
+
+        draw(results, picture)
+        typer.echo(f"Picture: {picture}")
+    typer.echo(f"Log: {run.file}")
+
+
+def compare(N: int, seed: int, epochs: int, run: RunLog) -> list[dict[str, Any]]:
+    """Trains every method with a gang of N workers and returns one result each.
+
+    Args:
+        N: workers.
+        seed: of the split, the model, the order and the compressors.
+        epochs: passes over the training images.
+        run: is told of every worker's epochs.
+    """
+    with bars() as drawn, tempfile.TemporaryDirectory(prefix="thinwire-demo-") as folder:
+        drawn.add("starting", 0)
+        data = Path(folder) / "digits.npz"
+        n_test = save_digits(data, seed)
+        from thinwire.cli.demo_methods import METHODS
+        from thinwire.kernels import cpu
+
+        cpu.warm()
+        said: dict[str, list[Message]] = defaultdict(list)
+        names = [method.name for method in METHODS]
+        args = {"data": str(data), "seed": seed, "epochs": epochs, "methods": names}
+        with Gang(N, "thinwire.cli.demo_train:work", args) as gang:
+            run.write("gang", pids=gang.pids)
+            for message in gang.messages():
+                if not said:
+                    _announce(drawn, names, epochs)
+                said[message["method"]].append(message)
+                run.write(**message)
+                if message["rank"] == 0:
+                    note = f"{message['accuracy']:.1%} in {message['seconds']:.1f} s"
+                    drawn.advance(message["method"], note)
+    results = [
+        {
+            "method": method.name,
+            "lr": method.lr,
+            "H": method.H,
+            "compressor": None if method.preset is None else repr(method.preset["compressor"]),
+            "exchange": "ring all-reduce"
+            if method.preset is None
+            else repr(method.preset["exchange"]),
+            "workers": N,
+            "epochs": epochs,
+            "test_images": n_test,
+            **summary(said[method.name]),
+        }
+        for method in METHODS
+    ]
+    for result in results:
+        result["ratio"] = results[0]["bytes"] / result["bytes"]
+    return results
+
+
+def summary(messages: list[Message]) -> dict[str, Any]:
+    """Returns one method's result from what all its workers said after every epoch.
+
+    Args:
+        messages: "epoch" messages of all ranks, in any order between ranks.
+    """
+    epochs: dict[int, list[Message]] = defaultdict(list)
+    for message in messages:
+        epochs[message["epoch"]].append(message)
+    curve = [
+        {
+            "epoch": epoch,
+            "bytes": sum(m["up"] + m["down"] for m in epochs[epoch]),
+            "accuracy": next(m["accuracy"] for m in epochs[epoch] if m["rank"] == 0),
+        }
+        for epoch in sorted(epochs)
+    ]
+    last = epochs[max(epochs)]
+    root = next(m for m in last if m["rank"] == 0)
+    return {
+        "accuracy": root["accuracy"],
+        "rounds": root["rounds"],
+        "bytes_up": sum(m["up"] for m in last),
+        "bytes_down": sum(m["down"] for m in last),
+        "bytes": curve[-1]["bytes"],
+        "bytes_setup": sum(m["setup"] for m in last),
+        "bytes_busiest_link": max(m["link"] for m in last),
+        "seconds_here": root["seconds"],
+        "seconds_at_100_mbit": max(m["link"] for m in last) * 8 / LINK,
+        "replicas_equal": len({m["digest"] for m in last}) == 1,
+        "digest": root["digest"],
+        "curve": curve,
+    }
+
+
+def save_digits(file: Path, seed: int) -> int:
+    """Saves scikit-learn's digits, split by the seed, and returns the number of test images.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the demo needs {error.name}: pip install 'thinwire[demo]'") from error
+    import numpy as np
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(images))
+    test, train = np.split(order, [len(images) // TEST_SHARE])
+    scaled = (images / 16).astype(np.float32)
+    np.savez(
+        file,
+        train_images=scaled[train],
+        train_labels=labels[train],
+        test_images=scaled[test],
+        test_labels=labels[test],
+    )
+    return len(test)
+
+
+def _announce(drawn: Bars, names: list[str], epochs: int) -> None:
+    drawn.finish("starting", "kernels ready, workers up")
+    for name in names:
+        drawn.add(name, epochs)

@@ -1,0 +1,100 @@
+"""What the demo prints: the table, what its columns count, and one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from thinwire.cli.output import size
+
+Result = dict[str, Any]
+
+CAPTION = """\
+Bytes are summed over workers. up, down: framed bytes that left for another
+process, measured; set-up ({setup} for all methods) is not in them. DDP makes no
+frames: its bytes are the gradient bytes it handed over, measured, times the
+2(N-1)/N that a ring all-reduce sends, half under up and half under down.
+ratio: DDP's bytes / the method's. here: computing and talking on this machine,
+without start and tests. 100 Mbit/s: bytes of the busiest rank alone, at that
+rate, no latency and no computing: for DDP what it sends (a ring uses both
+directions at once), for the others what rank 0 hears and then answers."""
+
+
+def show(results: list[Result]) -> None:
+    """Prints the table, its caption and the sentence."""
+    console = Console(highlight=False)
+    console.print(table(results))
+    setup = size(sum(r["bytes_setup"] for r in results))
+    console.print(CAPTION.format(setup=setup), style="dim")
+    console.print()
+    console.print(sentence(results), style="bold")
+
+
+def table(results: list[Result]) -> Table:
+    """Returns the results as a table that fits 80 columns."""
+    first = results[0]
+    drawn = Table(
+        title=f"{first['workers']} workers, {first['epochs']} epochs, "
+        f"{first['test_images']} test images",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    drawn.add_column("method", no_wrap=True)
+    for name in (
+        "test\nacc.",
+        "\nrounds",
+        "\nup",
+        "\ndown",
+        "\nratio",
+        "s\nhere",
+        "s, 100\nMbit/s",
+    ):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for r in results:
+        drawn.add_row(
+            r["method"],
+            f"{r['accuracy']:.1%}",
+            f"{r['rounds']}",
+            size(r["bytes_up"]),
+            size(r["bytes_down"]),
+            times(r["ratio"]) + "x",
+            f"{r['seconds_here']:.1f}",
+            f"{r['seconds_at_100_mbit']:.2f}",
+        )
+    return drawn
+
+
+def sentence(results: list[Result]) -> str:
+    """Returns one sentence that sums up the table from its numbers, losses included."""
+    dense, *others = results
+    least = min(others, key=lambda r: r["bytes"])
+    lowest = min(r["accuracy"] for r in results)
+    worst = " and ".join(r["method"] for r in results if r["accuracy"] == lowest)
+    slowest = max(results, key=lambda r: r["seconds_here"])
+    return (
+        f"{least['method']} sent {times(least['ratio'])} times fewer bytes than DDP and "
+        f"{_difference(least, dense)}; what loses: the lowest accuracy was {worst} "
+        f"({lowest:.1%}), and the slowest on this machine {slowest['method']} "
+        f"({slowest['seconds_here']:.1f} s; DDP {dense['seconds_here']:.1f} s)."
+    )
+
+
+def times(ratio: float) -> str:
+    """Returns a ratio to three figures, never as a power of ten.
+
+    Example:
+        >>> times(8.479), times(34.14), times(1234.5)
+        ('8.48', '34.1', '1234')
+    """
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
+
+
+def _difference(result: Result, dense: Result) -> str:
+    images = round((result["accuracy"] - dense["accuracy"]) * result["test_images"])
+    if images == 0:
+        return "got as many test images right"
+    more = "more" if images > 0 else "fewer"
+    return f"got {abs(images)} test image{'s' * (abs(images) > 1)} {more} right"

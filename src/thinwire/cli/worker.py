@@ -1,0 +1,77 @@
+"""One worker of a gang: `python -m thinwire.cli.worker`, started by `gang.Gang` alone."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+Say = Callable[..., None]
+
+
+def main() -> None:
+    """Takes a job from standard input, does it, and says how it ended."""
+    # The parent ends the gang: a signal of the terminal is its business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = json.loads(os.fdopen(os.dup(0), "rb", buffering=0).readline())
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+    def say(event: str, **message: Any) -> None:
+        line = json.dumps({"event": event, **message}).encode() + b"\n"
+        while line:
+            line = line[os.write(job["say"], line) :]
+
+    try:
+        _work(job, say)
+    except BaseException as error:
+        traceback.print_exc()
+        last = (str(error).strip().splitlines() or [""])[-1]
+        say("error", error=f"{type(error).__name__}: {last}")
+        sys.stderr.flush()
+        # The others may be gone already: leaving the group in order could wait for them.
+        os._exit(1)
+    say("done")
+
+
+def greet(rank: int, N: int, args: dict[str, Any], say: Say) -> None:
+    """Says hello: the least job a gang can have."""
+    say("hello", N=N, **args)
+
+
+def _work(job: dict[str, Any], say: Say) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    rank, N = job["rank"], job["N"]
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{job['group']}",
+        rank=rank,
+        world_size=N,
+        timeout=timedelta(seconds=job["timeout"]),
+    )
+    module, _, name = job["target"].partition(":")
+    getattr(importlib.import_module(module), name)(rank, N, job["args"], say)
+    dist.barrier()  # no rank leaves while another still talks
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _leave_with_parent() -> None:
+    # The parent writes no more: this read ends when the parent does.
+    while os.read(0, 1):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    main()
