@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -53,12 +54,36 @@ class Spans:
         """Entries in all."""
         return sum(self.sizes)
 
+    def piece(self, low: int, high: int) -> Spans:
+        """Returns the spans of the slice low:high; tensors it cuts keep their names.
+
+        Example:
+            >>> Spans(("a", "b"), ((4,), (3,))).piece(2, 5)
+            Spans(names=('a', 'b'), shapes=((2,), (1,)))
+        """
+        return _piece(self, low, high)
+
     @cached_property
     def _hash(self) -> int:
         return hash((self.names, self.shapes))
 
     def __hash__(self) -> int:
         return self._hash
+
+
+@lru_cache(maxsize=4096)
+def _piece(spans: Spans, low: int, high: int) -> Spans:
+    starts = spans.starts.tolist()
+    first = max(0, bisect_right(starts, low) - 1)
+    names, shapes = [], []
+    for t in range(first, len(spans.names)):
+        a, b = max(low, starts[t]), min(high, starts[t + 1])
+        if b > a:
+            names.append(spans.names[t])
+            shapes.append((b - a,))
+        if starts[t + 1] >= high:
+            break
+    return Spans(tuple(names), tuple(shapes))
 
 
 def starts_of(lengths: Tensor) -> Tensor:

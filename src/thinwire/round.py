@@ -3,7 +3,7 @@
     params --H local steps--> params'
                  |  delta = anchor - params'                 the pseudo-gradient
                  v
-             u = delta + residual                            what it has not yet said, in the exchange
+             u = delta + residual                        what it has not said yet, in the exchange
                  |  compress: sparsify >> quantize
                  v
              payload --pack--> frame === exchange === frames --unpack--> payloads

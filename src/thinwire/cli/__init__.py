@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -85,5 +84,5 @@ def _last_words(text: str) -> None:
     print("thinwire:", " ".join(text.split()), file=sys.stderr)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(*_: object) -> None:
     raise Terminated

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from thinwire.compress import QSGD, TopK
 from thinwire.presets import Preset, local_sgd, qsparse_local_sgd, topk_sgd
+from thinwire.schedule import H_at
 
 LEARNING_RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
 """The grid each method's rate was chosen from, with 4 workers and seeds 0, 1, 2: the best mean of
@@ -31,7 +32,7 @@ class Method:
     @property
     def H(self) -> int:
         """Local steps per round."""
-        return int(self.preset["H"]) if self.preset is not None else 1  # type: ignore[call-overload]
+        return 1 if self.preset is None else H_at(self.preset["H"], 0)
 
 
 METHODS = (

@@ -27,7 +27,6 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
         ConfigError: matplotlib is not installed, or the file cannot be written.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
     except ModuleNotFoundError as error:
@@ -50,8 +49,10 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
         axes.annotate(
             f"{result['method']}\n{size(x[-1])}, {y[-1]:.1%}",
             (x[-1], y[-1]), xytext=(x[-1], top + height * (0.07 + 0.14 * tier)),
-            ha="center", va="bottom", color=colour, fontsize=9.5, fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 5},
+            ha="right" if tier else "left", va="bottom",
+            color=colour, fontsize=9.5, fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 5,
+                        "relpos": (tier, 0)},
         )  # fmt: skip
     axes.set_ylim(low - 0.04 * height, top + 0.35 * height)
     axes.set_yticks([tick for tick in axes.get_yticks() if low - 0.04 * height <= tick <= 1.0])
@@ -70,14 +71,14 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     axes.grid(True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     drawn = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(drawn)
+    figure.savefig(drawn, format="png")
     write_atomically(file, drawn.getvalue())
 
 
 def _tiers(ends: list[int]) -> list[int]:
     # Labels of neighbouring curves stand at two heights, so that they do not collide.
     order = sorted(range(len(ends)), key=ends.__getitem__)
-    return [(order.index(curve) + 1) % 2 for curve in range(len(ends))]
+    return [(len(ends) - order.index(curve)) % 2 for curve in range(len(ends))]
 
 
 def _round_size(n: float) -> str:

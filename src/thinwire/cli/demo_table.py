@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich import box
@@ -71,14 +72,13 @@ def sentence(results: list[Result]) -> str:
     """Returns one sentence that sums up the table from its numbers, losses included."""
     dense, *others = results
     least = min(others, key=lambda r: r["bytes"])
-    lowest = min(r["accuracy"] for r in results)
-    worst = " and ".join(r["method"] for r in results if r["accuracy"] == lowest)
     slowest = max(results, key=lambda r: r["seconds_here"])
     return (
         f"{least['method']} sent {times(least['ratio'])} times fewer bytes than DDP and "
-        f"{_difference(least, dense)}; what loses: the lowest accuracy was {worst} "
-        f"({lowest:.1%}), and the slowest on this machine {slowest['method']} "
-        f"({slowest['seconds_here']:.1f} s; DDP {dense['seconds_here']:.1f} s)."
+        f"{_difference(least, dense)}; accuracies lie between {_extreme(results, min)} and "
+        f"{_extreme(results, max)}, one image being {1 / dense['test_images']:.1%}; the slowest "
+        f"here was {slowest['method']} ({slowest['seconds_here']:.1f} s; DDP "
+        f"{dense['seconds_here']:.1f} s)."
     )
 
 
@@ -98,3 +98,9 @@ def _difference(result: Result, dense: Result) -> str:
         return "got as many test images right"
     more = "more" if images > 0 else "fewer"
     return f"got {abs(images)} test image{'s' * (abs(images) > 1)} {more} right"
+
+
+def _extreme(results: list[Result], which: Callable[[Iterable[float]], float]) -> str:
+    accuracy = which(r["accuracy"] for r in results)
+    there = [r["method"] for r in results if r["accuracy"] == accuracy]
+    return f"{accuracy:.1%} ({there[0] if len(there) == 1 else f'{len(there)} methods'})"

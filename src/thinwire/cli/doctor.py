@@ -116,7 +116,7 @@ def talk(rank: int, N: int, args: dict[str, Any], say: Say) -> None:
             optimizer.step()
         seconds = time.perf_counter() - began
     digest = hashlib.sha256(optimizer.anchor.numpy().tobytes()).hexdigest()
-    say("trained", digest=digest, round_trip_ms=1000 * seconds / ROUNDS)
+    say("trained", N=N, digest=digest, round_trip_ms=1000 * seconds / ROUNDS)
 
 
 def cuda() -> str | None:

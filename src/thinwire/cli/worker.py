@@ -29,21 +29,24 @@ def main() -> None:
         while line:
             line = line[os.write(job["say"], line) :]
 
+    code = 1
     try:
         _work(job, say)
+        code = 0
+        say("done")
     except BaseException as error:
         traceback.print_exc()
         last = (str(error).strip().splitlines() or [""])[-1]
         say("error", error=f"{type(error).__name__}: {last}")
-        sys.stderr.flush()
-        # The others may be gone already: leaving the group in order could wait for them.
-        os._exit(1)
-    say("done")
+    sys.stderr.flush()
+    # Nothing is left to tidy after a job, and after an error the others may be gone already:
+    # leaving the group in order could wait for them.
+    os._exit(code)
 
 
 def greet(rank: int, N: int, args: dict[str, Any], say: Say) -> None:
     """Says hello: the least job a gang can have."""
-    say("hello", N=N, **args)
+    say("hello", rank=rank, N=N, **args)
 
 
 def _work(job: dict[str, Any], say: Say) -> None:

@@ -9,17 +9,9 @@ from torch import Tensor
 from thinwire import kernels
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
-from thinwire.exchange.base import (
-    ALARM_BODY,
-    ALL_RANKS,
-    Exchange,
-    Here,
-    Memory,
-    Talk,
-    from_all,
-    tensor_name,
-    to_all,
-)
+from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
+from thinwire.exchange.feedback import ALARM_BODY
+from thinwire.exchange.hear import ALL_RANKS, from_all, to_all
 from thinwire.flat import Spans
 from thinwire.transport.base import Reduce, Turn
 from thinwire.wire.frame import HEADER, Kind, unseal

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import IntEnum
 
 from torch import Tensor
 
 from thinwire.compress import Compressor
-from thinwire.errors import FrameError, NonFiniteError
-from thinwire.exchange.base import Here, mean
+from thinwire.exchange.base import Here
+from thinwire.exchange.hear import mean
+from thinwire.exchange.refusal import REFUSAL_BODY, refusal
 from thinwire.keys import Key
 from thinwire.wire.body import Reader, as_bytes, pack, pack_sparse, unpack, unpack_sparse
 from thinwire.wire.frame import HEADER, Kind
 
 MASTER_PART = 1
 """The master's draws are told from its worker's by this part of the round's key."""
-REFUSAL_BODY = 4096
 
 
 class Form(IntEnum):
@@ -69,18 +68,6 @@ def encode_compressed(
     return bytes([Form.COMPRESSED]) + pack(payload, downlink), w, v
 
 
-def encode_refusal(error: NonFiniteError | FrameError) -> bytes:
-    """Returns the body that tells every worker why the round is refused."""
-    if isinstance(error, NonFiniteError):
-        reason: dict[str, object] = {"nonfinite": error.found}
-    else:
-        reason = {"frame": str(error)}
-    body = json.dumps(reason).encode()
-    if len(body) <= REFUSAL_BODY:
-        return body
-    return json.dumps({"frame": f"{str(error)[:500]} ..."}).encode()
-
-
 def decode_reply(kind: Kind, reader: Reader, downlink: Compressor | None, here: Here) -> Tensor:
     """Returns the direction a reply says, (d,) float32, the master's own bits.
 
@@ -103,18 +90,6 @@ def decode_reply(kind: Kind, reader: Reader, downlink: Compressor | None, here: 
         direction = mean([reader] * here.N, here)
     reader.end()
     return direction
-
-
-def refusal(reader: Reader, here: Here) -> NonFiniteError | FrameError:
-    """Returns the error a refusal names."""
-    try:
-        reason = json.loads(bytes(reader.take(len(reader), "reason")))
-        if "nonfinite" in reason:
-            found = [(int(rank), str(name)) for rank, name in reason["nonfinite"]]
-            return NonFiniteError(found, here.round)
-        return FrameError(f"the master refused round {here.round}: {reason['frame']}")
-    except (ValueError, KeyError, TypeError):
-        return FrameError(f"{reader.where}: the round is refused, for no readable reason")
 
 
 def master_key(here: Here) -> Key:

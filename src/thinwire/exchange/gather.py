@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from thinwire.compress import Compressor
-from thinwire.exchange.base import (
-    Exchange,
+from thinwire.exchange.base import Exchange, Here, Memory, Talk
+from thinwire.exchange.feedback import (
     Feedback,
-    Here,
-    Memory,
     NoFeedback,
-    Talk,
     check_feedback,
-    from_all,
-    hear,
-    heard,
+    first_residual,
+    keep,
     said_bound,
     say,
-    to_all,
 )
+from thinwire.exchange.hear import from_all, hear, heard, to_all
 from thinwire.flat import Spans
 from thinwire.transport.base import Turn
 
@@ -56,13 +51,3 @@ class Gather(Exchange):
         frames = yield Turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
         assert isinstance(frames, list)
         return heard(hear(frames, here), here), keep(mem, saying.residual)
-
-
-def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:
-    """Returns the memory of a worker that owes nothing yet."""
-    return {"residual": torch.zeros(here.spans.d)} if isinstance(feedback, Feedback) else {}
-
-
-def keep(mem: Memory, residual: Tensor | None) -> Memory:
-    """Returns the memory with the new residual in the old one's place."""
-    return mem if residual is None else {**mem, "residual": residual}

@@ -9,29 +9,24 @@ from torch import Tensor
 
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError, FrameError, NonFiniteError, ThinwireError
-from thinwire.exchange.base import (
-    Exchange,
-    Feedback,
-    Here,
-    Memory,
-    NoFeedback,
-    Talk,
-    check_feedback,
-    from_all,
-    hear,
-    heard,
-    said_bound,
-    say,
-    to_all,
-)
+from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.downlink import (
     decode_reply,
     encode_compressed,
     encode_exact,
-    encode_refusal,
     reply_bound,
 )
-from thinwire.exchange.gather import first_residual, keep
+from thinwire.exchange.feedback import (
+    Feedback,
+    NoFeedback,
+    check_feedback,
+    first_residual,
+    keep,
+    said_bound,
+    say,
+)
+from thinwire.exchange.hear import from_all, hear, heard, to_all
+from thinwire.exchange.refusal import encode_refusal
 from thinwire.flat import Spans
 from thinwire.transport.base import Post, Take, Turn
 from thinwire.value import whole

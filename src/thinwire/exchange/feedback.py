@@ -1,0 +1,135 @@
+"""Error feedback: what is said of u = delta + residual, and what is still owed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from thinwire import kernels
+from thinwire.compress import Compressor
+from thinwire.errors import ConfigError
+from thinwire.exchange.base import Here, Memory
+from thinwire.flat import Spans
+from thinwire.value import Value, in_range, one_of
+from thinwire.wire.body import pack
+from thinwire.wire.frame import HEADER, Kind
+
+ALARM_BODY = 4
+
+
+@dataclass(frozen=True)
+class Saying:
+    """One worker's message of one round, said but not yet answered.
+
+    Args:
+        frame: the bytes: a SAID, or an ALARM where u is not finite.
+        residual: u - said, what is still owed; None where feedback is off.
+    """
+
+    frame: bytes
+    residual: Tensor | None
+
+
+@dataclass(frozen=True, repr=False)
+class Feedback(Value):
+    """Error feedback: what was not said is remembered and said later.
+
+    u = delta + decay m; m' = u - C(u). It needs a contraction; without feedback the operator must
+    be unbiased, since nothing makes up for what it leaves out.
+
+    Args:
+        decay: what is kept of the residual from one round to the next; the rest is forgotten.
+        permit: "any" lets the operator be no contraction: feedback may then diverge.
+
+    Source: Qsparse-local-SGD (arXiv 1906.02367), Algorithm 1, lines 8 to 10.
+    Differs: decay (SparseLoCo, arXiv 2508.15706); the paper's is 1.
+    """
+
+    decay: float = 1.0
+    permit: Literal["contraction", "any"] = "contraction"
+
+    def __post_init__(self) -> None:
+        in_range(self, "decay", self.decay, 0.0, 1.0)
+        one_of(self, "permit", self.permit, ("contraction", "any"))
+
+    def owed(self, delta: Tensor, mem: Memory) -> Tensor:
+        """Returns u = delta + decay m, what is not yet said, as a vector of its own."""
+        return torch.add(delta, mem["residual"], alpha=self.decay)
+
+
+@dataclass(frozen=True, repr=False)
+class NoFeedback(Value):
+    """No memory: what was not said is lost, so the operator must be unbiased.
+
+    Args:
+        permit: "biased" lets it be biased, as experiments on error feedback need.
+    """
+
+    permit: Literal["unbiased", "biased"] = "unbiased"
+
+    def __post_init__(self) -> None:
+        one_of(self, "permit", self.permit, ("unbiased", "biased"))
+
+    def owed(self, delta: Tensor, mem: Memory) -> Tensor:
+        """Returns u = delta: nothing else is remembered."""
+        return delta
+
+
+def check_feedback(
+    feedback: Feedback | NoFeedback, compressor: Compressor, spans: Spans, whose: str
+) -> None:
+    """Raises a ConfigError where feedback and operator would drift or diverge together."""
+    if isinstance(feedback, NoFeedback):
+        if compressor.biased and feedback.permit == "unbiased":
+            raise ConfigError(
+                f"{whose}: {compressor!r} is biased and feedback is off, so what it leaves out is "
+                "lost for good. Turn feedback on (Feedback()), choose an unbiased operator "
+                "(scale='none', RandK(rescale=True)), or ask for it: NoFeedback(permit='biased')"
+            )
+    elif compressor.contraction(spans) <= 0 and feedback.permit == "contraction":
+        raise ConfigError(
+            f"{whose}: {compressor!r} is no contraction over these tensors, so its residual may "
+            "grow without bound. Use scale='fit' or 'beta', more levels or a smaller bucket, turn "
+            "feedback off (NoFeedback()), or ask for it: Feedback(permit='any')"
+        )
+
+
+def said_bound(here: Here) -> int:
+    """Returns the most bytes a worker's frame can have."""
+    return HEADER + max(ALARM_BODY, here.compressor.nbytes(here.spans))
+
+
+def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback) -> Saying:
+    """Returns this worker's message: u = delta + m, say C(u), m = u - said.
+
+    Args:
+        delta: (d,) float32.
+        mem: holds "residual" where feedback is on.
+        here: where this worker stands.
+        feedback: whether and how the residual is kept.
+    """
+    u = feedback.owed(delta, mem)
+    broken = kernels.active().first_nonfinite(u, here.spans.starts)
+    if broken >= 0:
+        alarm = here.seal(Kind.ALARM, broken.to_bytes(ALARM_BODY, "little"))
+        return Saying(alarm, None)
+    C = here.compressor
+    payload = C.compress(u, here.key, here.spans)
+    frame = here.seal(Kind.SAID, pack(payload, C))
+    if isinstance(feedback, NoFeedback):
+        return Saying(frame, None)
+    C.remove(u, payload)
+    return Saying(frame, residual=u)
+
+
+def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:
+    """Returns the memory of a worker that owes nothing yet."""
+    return {"residual": torch.zeros(here.spans.d)} if isinstance(feedback, Feedback) else {}
+
+
+def keep(mem: Memory, residual: Tensor | None) -> Memory:
+    """Returns the memory with the new residual in the old one's place."""
+    return mem if residual is None else {**mem, "residual": residual}

@@ -1,0 +1,81 @@
+"""Hearing everybody: messages of all ranks, folded in rank order, divided once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thinwire import kernels
+from thinwire.errors import NonFiniteError
+from thinwire.exchange.base import Here, tensor_name
+from thinwire.exchange.feedback import ALARM_BODY
+from thinwire.transport.base import Post, Take
+from thinwire.wire.body import Reader, unpack
+from thinwire.wire.frame import Kind, unseal
+
+ALL_RANKS = -1
+"""The rank that a NonFiniteError names when only the sum over ranks is not finite."""
+
+
+def hear(frames: list[bytes], here: Here) -> list[memoryview]:
+    """Returns the bodies of all ranks' messages, in rank order.
+
+    Args:
+        frames: one of each rank, in rank order.
+        here: where this worker stands.
+
+    Raises:
+        NonFiniteError: some raised an alarm; it names them all.
+    """
+    bodies: list[memoryview] = []
+    alarms: list[tuple[int, str]] = []
+    for rank, frame in enumerate(frames):
+        kind, body = unseal(frame, here.address(rank), Kind.SAID, Kind.ALARM)
+        if kind is Kind.ALARM:
+            reader = here.reader(body, rank)
+            tensor = int.from_bytes(reader.take(ALARM_BODY, "tensor number"), "little")
+            alarms.append((rank, tensor_name(here, tensor)))
+        bodies.append(body)
+    if alarms:
+        raise NonFiniteError(alarms, here.round)
+    return bodies
+
+
+def mean(readers: list[Reader], here: Here) -> Tensor:
+    """Returns (sum of said, in rank order) / N, (d,) float32: folded first, divided once.
+
+    Args:
+        readers: stand before each rank's body, in rank order; one reader N times for a bundle.
+        here: where this worker stands.
+
+    Raises:
+        NonFiniteError: finite messages sum to an infinity.
+    """
+    C, total = here.compressor, torch.zeros(here.spans.d)
+    for rank, reader in enumerate(readers):
+        C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank)))
+    total /= here.N
+    total += 0.0  # A quotient that underflows to -0 becomes +0, as a sparse reply says it.
+    broken = kernels.active().first_nonfinite(total, here.spans.starts)
+    if broken >= 0:
+        raise NonFiniteError([(ALL_RANKS, tensor_name(here, broken))], here.round)
+    return total
+
+
+def heard(bodies: list[memoryview], here: Here) -> Tensor:
+    """Returns the mean of these whole bodies, one of each rank, in rank order."""
+    readers = [here.reader(body, rank) for rank, body in enumerate(bodies)]
+    direction = mean(readers, here)
+    for reader in readers:
+        reader.end()
+    return direction
+
+
+def to_all(frame: bytes, N: int, bound: int) -> tuple[Post, ...]:
+    """Returns posts of one frame to every rank, the speaker among them."""
+    return tuple(Post(rank, frame, bound) for rank in range(N))
+
+
+def from_all(N: int, bound: int) -> tuple[Take, ...]:
+    """Returns takes from every rank, in rank order."""
+    return tuple(Take(rank, bound) for rank in range(N))
