@@ -52,14 +52,15 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0, 2 after an error in one line, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     command = typer.main.get_command(app)
     args = None if arguments is None else list(arguments)
     try:
         sys.exit(command.main(args, prog_name="thinwire", standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt) as error:
-        terminated = isinstance(error.__cause__ or error, Terminated)
-        _last_words("terminated" if terminated else "interrupted")
+        cause = error.__cause__ or error
+        terminated = isinstance(cause, Terminated)
+        _last_words("; ".join(("terminated" if terminated else "interrupted", *cause.args)))
         sys.exit(TERMINATED if terminated else INTERRUPTED)
     except ThinwireError as error:
         _last_words(str(error))
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not hasattr(error, "format_message"):
             raise
         _last_words(_advice(error, error.format_message()))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(FAILED)
 
 

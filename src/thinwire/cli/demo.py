@@ -25,17 +25,19 @@ def demo(
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the model and the order.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
-    json: Annotated[Path | None, typer.Option(help="Also write the results to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the results as JSON.")
+    ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw accuracy against bytes sent, as PNG.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw accuracy against bytes, PNG.")
     ] = None,
     log: Annotated[
-        Path | None, typer.Option(help="Log file, JSON lines.  [default: in runs/]")
+        Path | None, typer.Option(metavar="FILE", help="Log, JSON lines; by default in runs/.")
     ] = None,
 ) -> None:
-    """Train the digits with five methods on this machine and see what the wire carried.
+    """Train digits with five methods here, and see what the wire carried.
 
-    Needs no network and no download: worker processes talk over loopback, and the 1797
+    Needs no network: worker processes talk over loopback, and the 1797
     handwritten digits come with scikit-learn.
     """
     check_writable(json)

@@ -21,12 +21,14 @@ ROUNDS = 20
 
 
 def doctor(
-    json: Annotated[Path | None, typer.Option(help="Also write the findings to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the findings as JSON.")
+    ] = None,
     warm: Annotated[
         bool, typer.Option("--warm", help="Compile all kernels now, so that no run waits.")
     ] = False,
 ) -> None:
-    """Show what this machine has, and test that two workers on it can talk.
+    """Show what this machine has, and test that two workers here can talk.
 
     Exits with 1 if the test fails.
     """

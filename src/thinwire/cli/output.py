@@ -160,8 +160,9 @@ class RunLog:
     ) -> None:
         if error is None:
             self.write("end", status="done")
-        elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+        elif isinstance(error, KeyboardInterrupt):
             self.write("end", status="interrupted")
+            error.args = (f"the log so far is {self.file}",)
         else:
             self.write("end", status="failed", error=str(error))
         self._lines.close()

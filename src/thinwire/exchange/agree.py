@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thinwire.errors import ConfigError, FrameError
 from thinwire.flat import Spans
-from thinwire.transport.base import Answer, Ask, Post, Take, Turn
+from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import Reader, as_bytes
 from thinwire.wire.frame import HEADER, Address, Kind, seal, unseal
 
@@ -55,15 +55,13 @@ def agree(own: dict[str, Any], rank: int, N: int) -> Generator[Ask, Answer, tupl
     said = seal(Kind.HELLO, Address(0, 0, rank), json.dumps(own).encode())
     if rank == ROOT:
         others = range(1, N)
-        frames = yield Turn((), tuple(Take(other, HELLO_BOUND) for other in others))
-        assert isinstance(frames, list)
+        frames = yield from turn((), tuple(Take(other, HELLO_BOUND) for other in others))
         verdict = judge([own, *(_read(f, other) for f, other in zip(frames, others, strict=True))])
         answer = seal(Kind.VERDICT, Address(0, 0, ROOT), json.dumps(verdict).encode())
-        yield Turn(tuple(Post(other, answer, HELLO_BOUND) for other in others))
+        yield from turn(tuple(Post(other, answer, HELLO_BOUND) for other in others))
     else:
-        yield Turn((Post(ROOT, said, HELLO_BOUND),))
-        frames = yield Turn((), (Take(ROOT, HELLO_BOUND),))
-        assert isinstance(frames, list)
+        yield from turn((Post(ROOT, said, HELLO_BOUND),))
+        frames = yield from turn(takes=(Take(ROOT, HELLO_BOUND),))
         _, body = unseal(frames[0], Address(0, 0, ROOT), Kind.VERDICT)
         verdict = json.loads(bytes(body))
     if verdict["error"] is not None:
@@ -141,10 +139,9 @@ def broadcast(
     address, bound = Address(run, round, ROOT, part), HEADER + 4 * len(vector)
     if rank == ROOT:
         frame = seal(Kind.VECTOR, address, as_bytes(vector))
-        yield Turn(tuple(Post(other, frame, bound) for other in range(1, N)))
+        yield from turn(tuple(Post(other, frame, bound) for other in range(1, N)))
         return vector
-    frames = yield Turn((), (Take(ROOT, bound),))
-    assert isinstance(frames, list)
+    frames = yield from turn(takes=(Take(ROOT, bound),))
     _, body = unseal(frames[0], address, Kind.VECTOR)
     reader = Reader(body, f"frame from rank {ROOT}, round {round}")
     values = reader.floats(len(vector), "vector")

@@ -13,7 +13,7 @@ from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
 from thinwire.exchange.hear import ALL_RANKS, from_all, to_all
 from thinwire.flat import Spans
-from thinwire.transport.base import Reduce, Turn
+from thinwire.transport.base import Reduce, turn
 from thinwire.wire.frame import HEADER, Kind, unseal
 
 FINE = (1 << 32) - 1
@@ -48,8 +48,7 @@ class AllReduce(Exchange):
             own = kernels.active().first_nonfinite(delta, here.spans.starts)
             body = (own if own >= 0 else FINE).to_bytes(ALARM_BODY, "little")
             alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
-            frames = yield Turn(to_all(alarm, here.N, bound), from_all(here.N, bound))
-            assert isinstance(frames, list)
+            frames = yield from turn(to_all(alarm, here.N, bound), from_all(here.N, bound))
             raise NonFiniteError(self._found(frames, total, here), here.round)
         return total / here.N, mem
 

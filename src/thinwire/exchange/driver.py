@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from thinwire.errors import FrameError, TransportError
+from thinwire.errors import ConfigError, FrameError, NonFiniteError, TransportError
 from thinwire.transport.base import Answer, Ask, Reduce, Transport, Turn
 
 R = TypeVar("R")
@@ -46,8 +46,13 @@ def drive(talk: AnyTalk[R], transport: Transport, observer: Observer) -> R:
             observer.answered(ask, answer, transport.rank)
             ask = talk.send(answer)
     except StopIteration as stop:
+        transport.flush()
         result: R = stop.value
         return result
+    except (ConfigError, FrameError, NonFiniteError):
+        # What this rank said of the trouble must still reach the others.
+        transport.flush()
+        raise
     finally:
         talk.close()
 

@@ -19,7 +19,7 @@ from thinwire.exchange.feedback import (
 )
 from thinwire.exchange.hear import from_all, hear, heard, to_all
 from thinwire.flat import Spans
-from thinwire.transport.base import Turn
+from thinwire.transport.base import turn
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +48,5 @@ class Gather(Exchange):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         saying = say(delta, mem, here, self.feedback)
         bound = said_bound(here)
-        frames = yield Turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
-        assert isinstance(frames, list)
+        frames = yield from turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
         return heard(hear(frames, here), here), keep(mem, saying.residual)

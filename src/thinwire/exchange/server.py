@@ -28,7 +28,7 @@ from thinwire.exchange.feedback import (
 from thinwire.exchange.hear import from_all, hear, heard, to_all
 from thinwire.exchange.refusal import encode_refusal
 from thinwire.flat import Spans
-from thinwire.transport.base import Post, Take, Turn
+from thinwire.transport.base import Post, Take, turn
 from thinwire.value import whole
 from thinwire.wire.frame import Kind, unseal
 
@@ -80,18 +80,16 @@ class Server(Exchange):
         up, down = said_bound(here), reply_bound(self.downlink, here)
         post = Post(self.root, saying.frame, up)
         if here.rank == self.root:
-            frames = yield Turn((post,), from_all(here.N, up))
-            assert isinstance(frames, list)
+            frames = yield from turn((post,), from_all(here.N, up))
             reply, answer = self._answer(frames, mem, here)
             others = tuple(p for p in to_all(reply, here.N, down) if p.to != self.root)
-            yield Turn(others)
+            yield from turn(others)
             if isinstance(answer, ThinwireError):
                 raise answer
             direction, mem = answer
         else:
-            yield Turn((post,))
-            frames = yield Turn((), (Take(self.root, down),))
-            assert isinstance(frames, list)
+            yield from turn((post,))
+            frames = yield from turn(takes=(Take(self.root, down),))
             kind, body = unseal(frames[0], here.address(self.root), Kind.REPLY, Kind.REFUSAL)
             direction = decode_reply(kind, here.reader(body, self.root), self.downlink, here)
         return direction, keep(mem, saying.residual)

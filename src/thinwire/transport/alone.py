@@ -15,11 +15,17 @@ class Alone:
     rank = 0
     size = 1
 
+    def __init__(self) -> None:
+        self._own: deque[bytes] = deque()
+
     def turn(self, turn: Turn) -> list[bytes]:
         """Returns what was posted to oneself."""
-        own = deque(post.frame for post in turn.posts)
-        return [own.popleft() for _ in turn.takes]
+        self._own.extend(post.frame for post in turn.posts)
+        return [self._own.popleft() for _ in turn.takes]
 
     def reduce(self, vector: Tensor) -> Tensor:
         """Returns the vector: it is the whole sum."""
         return vector.clone()
+
+    def flush(self) -> None:
+        """Does nothing: what is posted to oneself has arrived."""

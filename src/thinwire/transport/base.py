@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +34,10 @@ class Take:
 
 @dataclass(frozen=True)
 class Turn:
-    """Posts to make and frames to wait for; the answer is the frames, in the order of `takes`."""
+    """Posts to start and frames to wait for; the answer is the frames, in the order of `takes`.
+
+    Posts are not awaited, so that a next piece can be coded while this one is on the wire.
+    """
 
     posts: tuple[Post, ...] = ()
     takes: tuple[Take, ...] = ()
@@ -53,6 +57,15 @@ Answer = list[bytes] | Tensor
 """What it is answered: the frames of a `Turn`, or the sum of a `Reduce`."""
 
 
+def turn(
+    posts: tuple[Post, ...] = (), takes: tuple[Take, ...] = ()
+) -> Generator[Ask, Answer, list[bytes]]:
+    """Yields one turn and returns its frames; a post starts on its way at once, unawaited."""
+    frames = yield Turn(posts, takes)
+    assert isinstance(frames, list)
+    return frames
+
+
 class Transport(Protocol):
     """Moves frames between ranks; knows no tensor, round or algorithm."""
 
@@ -60,7 +73,7 @@ class Transport(Protocol):
     size: int
 
     def turn(self, turn: Turn) -> list[bytes]:
-        """Makes every post, waits for every take, and returns the frames in the takes' order.
+        """Starts every post, waits for every take, and returns the frames in the takes' order.
 
         Raises:
             PeerLost: a rank is gone.
@@ -71,4 +84,8 @@ class Transport(Protocol):
 
     def reduce(self, vector: Tensor) -> Tensor:
         """Returns the sum of `vector` over all ranks."""
+        ...
+
+    def flush(self) -> None:
+        """Waits until every post has left."""
         ...

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,9 +21,12 @@ Gloo aborts the process that receives more than it posted, and does not say when
 a receiver either posts the bound both sides know, or learns the length first.
 """
 
+UNAWAITED = 64
+"""Sends that may be on their way at once."""
+
 
 class DistributedTransport:
-    """Moves frames over a process group, every send posted before any is awaited.
+    """Moves frames over a process group, sends on their way while the round goes on.
 
     Args:
         group: the process group; None for the default one.
@@ -43,31 +48,32 @@ class DistributedTransport:
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else None
         # NCCL matches sizes exactly: there, every frame is a header and then the rest.
         self._one_message = 0 if nccl else ONE_MESSAGE
+        self._own: deque[bytes] = deque()
+        self._leaving: deque[tuple[Any, Tensor, int]] = deque()
 
     def turn(self, turn: Turn) -> list[bytes]:
-        """Makes every post, waits for every take, and returns the frames in the takes' order."""
-        own = deque(p.frame for p in turn.posts if p.to == self.rank)
-        posts = [p for p in turn.posts if p.to != self.rank]
+        """Starts every post, waits for every take, and returns the frames in the takes' order."""
+        for post in turn.posts:
+            self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
-        heads = self._exchange(
-            [(p.to, p.frame if self._whole(p) else p.frame[: self._header]) for p in posts],
-            [(t.source, t.bound if self._whole(t) else self._header) for t in takes],
+        heads = self._receive(
+            [(t.source, t.bound if self._whole(t) else self._header) for t in takes]
         )
         lengths = [self._checked(t, head) for t, head in zip(takes, heads, strict=True)]
-        rest = self._exchange(
-            [(p.to, p.frame[self._header :]) for p in posts if not self._whole(p)],
-            [
-                (t.source, n - self._header)
-                for t, n in zip(takes, lengths, strict=True)
-                if not self._whole(t)
-            ],
-        )
-        bodies = deque(rest)
+        split = [(t, n) for t, n in zip(takes, lengths, strict=True) if not self._whole(t)]
+        bodies = deque(self._receive([(t.source, n - self._header) for t, n in split]))
         arrived = deque(
             head[:n] if self._whole(t) else head + bodies.popleft()
             for t, n, head in zip(takes, lengths, heads, strict=True)
         )
-        return [own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes]
+        self._settle(leave=UNAWAITED)
+        return [
+            self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
+        ]
+
+    def flush(self) -> None:
+        """Waits until every post has left."""
+        self._settle(leave=0)
 
     def reduce(self, vector: Tensor) -> Tensor:
         """Returns the sum over all ranks, in the engine's own order."""
@@ -89,36 +95,52 @@ class DistributedTransport:
             )
         return n
 
-    def _exchange(
-        self, sends: list[tuple[int, bytes]], takes: list[tuple[int, int]]
-    ) -> list[bytes]:
-        buffers = [torch.zeros(n, dtype=torch.uint8, device=self._device) for _, n in takes]
-        ops = [
-            dist.P2POp(dist.isend, self._tensor(data), self._ranks[to], self.group)
-            for to, data in sends
-            if data
-        ]
-        ops += [
-            dist.P2POp(dist.irecv, buffer, self._ranks[source], self.group)
-            for (source, n), buffer in zip(takes, buffers, strict=True)
-            if n
-        ]
-        peers = [to for to, data in sends if data] + [source for source, n in takes if n]
-        if ops:
-            self._wait(ops, peers)
-        return [bytes(buffer.cpu().numpy()) for buffer in buffers]
+    def _post(self, post: Post) -> None:
+        if post.to == self.rank:
+            self._own.append(post.frame)
+            return
+        if len(post.frame) > post.bound:
+            # Gloo would abort the receiving process.
+            raise FrameError(
+                f"frame to rank {post.to} has {len(post.frame)} bytes, above its bound {post.bound}"
+            )
+        at = len(post.frame) if self._whole(post) else self._header
+        for data in (post.frame[:at], post.frame[at:]):
+            if data:
+                tensor = self._tensor(data)
+                with _lost(post.to):
+                    work = dist.isend(tensor, self._ranks[post.to], self.group)
+                self._leaving.append((work, tensor, post.to))
 
-    def _wait(self, ops: list[dist.P2POp], peers: list[int]) -> None:
-        done = 0
-        try:
-            for work in dist.batch_isend_irecv(ops):
+    def _settle(self, leave: int) -> None:
+        while len(self._leaving) > leave:
+            work, _, to = self._leaving.popleft()
+            with _lost(to):
                 work.wait()
-                done += 1
-        except RuntimeError as error:
-            why = str(error).splitlines()[0]
-            kind = RoundTimeout if "imed out" in why else PeerLost
-            raise kind(peers[done], why) from error
+
+    def _receive(self, takes: list[tuple[int, int]]) -> list[bytes]:
+        buffers = [torch.zeros(n, dtype=torch.uint8, device=self._device) for _, n in takes]
+        works: list[tuple[Any, int]] = []
+        for (source, n), buffer in zip(takes, buffers, strict=True):
+            if n:
+                with _lost(source):
+                    works.append((dist.irecv(buffer, self._ranks[source], self.group), source))
+        for work, source in works:
+            with _lost(source):
+                work.wait()
+        return [bytes(buffer.cpu().numpy()) for buffer in buffers]
 
     def _tensor(self, data: bytes) -> Tensor:
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return tensor if self._device is None else tensor.to(self._device)
+
+
+@contextmanager
+def _lost(rank: int) -> Iterator[None]:
+    """Says which rank it was that the engine failed over."""
+    try:
+        yield
+    except RuntimeError as error:
+        why = (str(error).splitlines() or ["no reason given"])[0]
+        kind = RoundTimeout if "imed out" in why else PeerLost
+        raise kind(rank, why) from error
