@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 from conftest import alive
-from thinwire.cli.demo import save_digits
+
 from thinwire.cli.demo_methods import LEARNING_RATES, METHODS
 from thinwire.cli.demo_table import sentence, table, times
+from thinwire.cli.demo_train import save_digits
 
 PNG = b"\x89PNG\r\n\x1a\n"
 D = 38_410
@@ -119,7 +120,7 @@ def wait_for(there, process, seconds=60):
 def test_the_split_is_the_seeds_and_covers_all_digits(tmp_path):
     files = [tmp_path / f"{n}.npz" for n in range(3)]
     for file, seed in zip(files, (0, 0, 1), strict=True):
-        assert save_digits(file, seed) == 359
+        assert save_digits(str(file), seed) == 359
     first, again, other = (dict(np.load(file)) for file in files)
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["test_images"], other["test_images"])
@@ -145,6 +146,11 @@ def test_the_sentence_says_what_is_lost_as_well():
     assert "Thin sent 100 times fewer bytes than DDP and got 4 test images fewer right" in said
     assert "between 88.0% (Thin) and 90.0% (DDP)" in said
     assert "the slowest here was Thin (3.0 s; DDP 2.0 s)" in said
+
+
+def test_the_sentence_names_no_best_among_equals():
+    said = sentence([result("DDP", 0.9, 1000, 2.0, 1.0), result("Thin", 0.9, 10, 3.0, 100.0)])
+    assert "got as many test images right; all accuracies are 90.0%" in said
 
 
 def test_the_table_has_one_row_a_method():

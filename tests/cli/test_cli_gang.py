@@ -6,6 +6,7 @@ import time
 
 import pytest
 from conftest import alive
+
 from thinwire.cli.gang import Gang
 from thinwire.errors import ConfigError, ThinwireError
 
@@ -54,7 +55,8 @@ def test_leaving_a_gang_early_ends_workers_even_those_that_are_stopped(jobs):
     assert not any(alive(pid) for pid in gang.pids)
 
 
-def test_workers_whose_parent_is_killed_end_by_themselves(jobs):
+def test_workers_whose_parent_is_killed_end_by_themselves(jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     program = f"""if True:
         from thinwire.cli.gang import Gang
         with Gang(2, {jobs("sleep")!r}, {{}}) as gang:

@@ -1,9 +1,13 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
 import thinwire
 from thinwire.cli import app, main
 from thinwire.errors import ConfigError
@@ -64,7 +68,9 @@ def test_help_imports_neither_torch_nor_numba_beyond_the_packages_door():
             sys.exit(f"imported {heavy}" if heavy else 0)
     """
     folder = str(Path(thinwire.__file__).parent)
-    ended = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, folder], check=False, capture_output=True, text=True
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -116,17 +122,21 @@ def test_an_error_that_is_not_ours_keeps_its_traceback(run, monkeypatch):
 
 def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
     def interrupted():
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
 
     monkeypatch.setattr(app, "registered_commands", [])
     app.command("interrupted")(interrupted)
     code, _, err = run("interrupted")
-    assert (code, err.strip()) == (130, "thinwire: interrupted")
+    assert (code, err) == (130, "thinwire: interrupted\n")
 
 
 def test_python_m_thinwire_cli_is_the_same_program():
     ended = subprocess.run(
-        [sys.executable, "-m", "thinwire.cli", "--version"], capture_output=True, text=True
+        [sys.executable, "-m", "thinwire.cli", "--version"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert ended.stdout == f"thinwire {__version__}\n"
 
@@ -146,9 +156,7 @@ def test_doctor_finds_two_workers_that_end_in_equal_bits(run, tmp_path):
 
 
 def test_doctor_exits_1_when_the_self_test_fails(run, monkeypatch):
-    from thinwire.cli import doctor as _  # noqa: F401
-
-    module = sys.modules["thinwire.cli.doctor"]
+    module = sys.modules["thinwire.cli.doctor"]  # `thinwire.cli.doctor` is the command in it
     failed = {"ok": False, "kernels": "cpu", "error": "rank 1 is silent", "round_trip_ms": None}
     monkeypatch.setattr(module, "self_test", lambda kernels: failed)
     code, out, _ = run("doctor")

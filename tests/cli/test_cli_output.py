@@ -3,7 +3,9 @@ import os
 import socket
 
 import pytest
+
 from thinwire.cli.output import RunLog, bars, document, machine, size, write_json
+from thinwire.cli.signals import Interrupted
 from thinwire.errors import ConfigError
 
 
@@ -50,11 +52,11 @@ def test_a_log_is_readable_after_every_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt, "interrupted"), (ConfigError("H"), "failed")]
+    ("error", "status"), [(Interrupted(2), "interrupted"), (ConfigError("H"), "failed")]
 )
 def test_a_log_says_how_its_run_ended(tmp_path, error, status):
     file = tmp_path / "log"
-    with pytest.raises((KeyboardInterrupt, ConfigError)), RunLog("demo", 0, {}, file):
+    with pytest.raises(type(error)), RunLog("demo", 0, {}, file):
         raise error
     assert lines(file)[-1]["status"] == status
 

@@ -115,7 +115,7 @@ def averaged_witness(N: int, H: int, steps: int, inner: Inner, model=net) -> Ten
     for step in range(steps):
         for rank, (m, o) in enumerate(zip(nets, optimizers, strict=True)):
 
-            def closure(m: nn.Module = m, rank: int = rank) -> Tensor:
+            def closure(m: nn.Module = m, rank: int = rank, step: int = step) -> Tensor:
                 backward(m, rank, step)
                 return loss_of(m, rank, step)
 

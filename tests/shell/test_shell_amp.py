@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shell_cases import Run, backward, close, loss_of, momentum, net, replicas_agree, same_bits, vector
+from shell_cases import (
+    Run,
+    backward,
+    close,
+    loss_of,
+    momentum,
+    net,
+    replicas_agree,
+    same_bits,
+    vector,
+)
 
 import thinwire as tw
 

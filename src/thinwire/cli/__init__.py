@@ -6,7 +6,6 @@ itself, so that help answers at once. To add one: write the file, and register i
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,10 +14,11 @@ import typer
 
 from thinwire.cli.demo import demo
 from thinwire.cli.doctor import doctor
+from thinwire.cli.signals import Interrupted, heeded
 from thinwire.errors import ThinwireError
 from thinwire.version import __version__
 
-FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+FAILED = 2
 
 app = typer.Typer(
     help="Training over thin wires.",
@@ -46,31 +46,23 @@ app.command()(demo)
 app.command()(doctor)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends the program the way Ctrl-C does."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0, 2 after an error in one line, 130 after Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    """Runs the command line and exits: 0; 2 after an error, said in one line; 130 after Ctrl-C."""
     command = typer.main.get_command(app)
     args = None if arguments is None else list(arguments)
     try:
-        sys.exit(command.main(args, prog_name="thinwire", standalone_mode=False))
-    except (typer.Abort, KeyboardInterrupt) as error:
-        cause = error.__cause__ or error
-        terminated = isinstance(cause, Terminated)
-        _last_words("; ".join(("terminated" if terminated else "interrupted", *cause.args)))
-        sys.exit(TERMINATED if terminated else INTERRUPTED)
+        with heeded():
+            sys.exit(command.main(args, prog_name="thinwire", standalone_mode=False))
+    except Interrupted as stop:
+        _last_words("; ".join(stop.notes))
+        sys.exit(stop.code)
     except ThinwireError as error:
         _last_words(str(error))
     except Exception as error:
-        # A wrong argument: typer has brought its own classes since 0.20, click's before.
+        # A wrong argument: the class is click's own, or typer's copy of it, by typer's version.
         if not hasattr(error, "format_message"):
             raise
         _last_words(_advice(error, error.format_message()))
-    finally:
-        signal.signal(signal.SIGTERM, before)
     sys.exit(FAILED)
 
 
@@ -85,7 +77,3 @@ def _advice(error: Exception, message: str) -> str:
 
 def _last_words(text: str) -> None:
     print("thinwire:", " ".join(text.split()), file=sys.stderr)
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -13,8 +14,8 @@ from thinwire.cli.gang import Gang, Message
 from thinwire.cli.output import Bars, RunLog, bars, check_writable, document, write_json
 from thinwire.errors import ConfigError
 
-TEST_SHARE = 5
-"""One image in so many is kept for the test."""
+PATIENCE = 600.0
+"""Seconds the workers wait for the one that compiles."""
 LINK = 100e6
 """Bits per second of the link that the table asks about."""
 
@@ -40,6 +41,9 @@ def demo(
     Needs no network: worker processes talk over loopback, and the 1797
     handwritten digits come with scikit-learn.
     """
+    _check_installed("sklearn")
+    if picture is not None:
+        _check_installed("matplotlib")
     check_writable(json)
     check_writable(picture)
     settings = {"workers": workers, "epochs": epochs}
@@ -69,43 +73,25 @@ def compare(N: int, seed: int, epochs: int, run: RunLog) -> list[dict[str, Any]]
         epochs: passes over the training images.
         run: is told of every worker's epochs.
     """
+    plan: list[Message] = []
+    said: dict[str, list[Message]] = defaultdict(list)
+    # This process stays light, so that Ctrl-C is heard at once: a worker loads and compiles.
     with bars() as drawn, tempfile.TemporaryDirectory(prefix="thinwire-demo-") as folder:
         drawn.add("starting", 0)
-        data = Path(folder) / "digits.npz"
-        n_test = save_digits(data, seed)
-        from thinwire.cli.demo_methods import METHODS
-        from thinwire.kernels import cpu
-
-        cpu.warm()
-        said: dict[str, list[Message]] = defaultdict(list)
-        names = [method.name for method in METHODS]
-        args = {"data": str(data), "seed": seed, "epochs": epochs, "methods": names}
-        with Gang(N, "thinwire.cli.demo_train:work", args) as gang:
+        args = {"data": str(Path(folder) / "digits.npz"), "seed": seed, "epochs": epochs}
+        with Gang(N, "thinwire.cli.demo_train:work", args, PATIENCE) as gang:
             run.write("gang", pids=gang.pids)
             for message in gang.messages():
-                if not said:
-                    _announce(drawn, names, epochs)
-                said[message["method"]].append(message)
                 run.write(**message)
+                if message["event"] == "plan":
+                    plan = message["methods"]
+                    _announce(drawn, [method["method"] for method in plan], epochs)
+                    continue
+                said[message["method"]].append(message)
                 if message["rank"] == 0:
                     note = f"{message['accuracy']:.1%} in {message['seconds']:.1f} s"
                     drawn.advance(message["method"], note)
-    results = [
-        {
-            "method": method.name,
-            "lr": method.lr,
-            "H": method.H,
-            "compressor": None if method.preset is None else repr(method.preset["compressor"]),
-            "exchange": "ring all-reduce"
-            if method.preset is None
-            else repr(method.preset["exchange"]),
-            "workers": N,
-            "epochs": epochs,
-            "test_images": n_test,
-            **summary(said[method.name]),
-        }
-        for method in METHODS
-    ]
+    results = [{**method, "workers": N, **summary(said[method["method"]])} for method in plan]
     for result in results:
         result["ratio"] = results[0]["bytes"] / result["bytes"]
     return results
@@ -146,33 +132,12 @@ def summary(messages: list[Message]) -> dict[str, Any]:
     }
 
 
-def save_digits(file: Path, seed: int) -> int:
-    """Saves scikit-learn's digits, split by the seed, and returns the number of test images.
-
-    Raises:
-        ConfigError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the demo needs {error.name}: pip install 'thinwire[demo]'") from error
-    import numpy as np
-
-    images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(seed).permutation(len(images))
-    test, train = np.split(order, [len(images) // TEST_SHARE])
-    scaled = (images / 16).astype(np.float32)
-    np.savez(
-        file,
-        train_images=scaled[train],
-        train_labels=labels[train],
-        test_images=scaled[test],
-        test_labels=labels[test],
-    )
-    return len(test)
+def _check_installed(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"the demo needs {package}: pip install 'thinwire[demo]'")
 
 
 def _announce(drawn: Bars, names: list[str], epochs: int) -> None:
-    drawn.finish("starting", "kernels ready, workers up")
+    drawn.finish("starting", "workers up, kernels ready")
     for name in names:
         drawn.add(name, epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from thinwire.compress import QSGD, TopK
 from thinwire.presets import Preset, local_sgd, qsparse_local_sgd, topk_sgd
@@ -33,6 +34,17 @@ class Method:
     def H(self) -> int:
         """Local steps per round."""
         return 1 if self.preset is None else H_at(self.preset["H"], 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the method as plain data."""
+        preset = self.preset
+        return {
+            "method": self.name,
+            "lr": self.lr,
+            "H": self.H,
+            "compressor": None if preset is None else repr(preset["compressor"]),
+            "exchange": "ring all-reduce" if preset is None else repr(preset["exchange"]),
+        }
 
 
 METHODS = (

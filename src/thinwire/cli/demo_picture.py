@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from thinwire.cli.output import size, write_atomically
-from thinwire.errors import ConfigError
 
 # Okabe and Ito's colours, told apart by all kinds of colour vision; marker and line style tell
 # the curves apart without colour.
@@ -24,13 +23,10 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     """Draws the curves into a PNG file.
 
     Raises:
-        ConfigError: matplotlib is not installed, or the file cannot be written.
+        ConfigError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"--picture needs {error.name}: pip install 'thinwire[demo]'") from error
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
     figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()

@@ -75,8 +75,8 @@ def sentence(results: list[Result]) -> str:
     slowest = max(results, key=lambda r: r["seconds_here"])
     return (
         f"{least['method']} sent {times(least['ratio'])} times fewer bytes than DDP and "
-        f"{_difference(least, dense)}; accuracies lie between {_extreme(results, min)} and "
-        f"{_extreme(results, max)}, one image being {1 / dense['test_images']:.1%}; the slowest "
+        f"{_difference(least, dense)}; {_spread(results)}, one image being "
+        f"{1 / dense['test_images']:.1%}; the slowest "
         f"here was {slowest['method']} ({slowest['seconds_here']:.1f} s; DDP "
         f"{dense['seconds_here']:.1f} s)."
     )
@@ -98,6 +98,13 @@ def _difference(result: Result, dense: Result) -> str:
         return "got as many test images right"
     more = "more" if images > 0 else "fewer"
     return f"got {abs(images)} test image{'s' * (abs(images) > 1)} {more} right"
+
+
+def _spread(results: list[Result]) -> str:
+    low, high = _extreme(results, min), _extreme(results, max)
+    if low == high:
+        return f"all accuracies are {results[0]['accuracy']:.1%}"
+    return f"accuracies lie between {low} and {high}"
 
 
 def _extreme(results: list[Result], which: Callable[[Iterable[float]], float]) -> str:

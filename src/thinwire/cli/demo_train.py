@@ -19,19 +19,22 @@ from torch.nn.parallel import DistributedDataParallel
 from thinwire import flat
 from thinwire.cli.demo_methods import METHODS, Method
 from thinwire.cli.worker import Say
+from thinwire.kernels import cpu
 from thinwire.local_sgd import LocalSGD, Seat
 from thinwire.simulate import LockStep
 from thinwire.stats import DOWN, UP
 
 PIXELS, HIDDEN, CLASSES = 64, 512, 10
 BATCH = 16
+TEST_SHARE = 5
+"""One image in so many is kept for the test."""
 
 
 class Digits:
     """A worker's share of the training images, and the test images.
 
     Args:
-        file: what the parent saved: images in [0, 1] and labels, train and test.
+        file: what `save_digits` wrote: images in [0, 1] and labels, train and test.
         rank: this worker; it holds every N-th training image.
         N: workers in all.
         seed: of the order in which it reads them.
@@ -68,14 +71,38 @@ def network(seed: int) -> nn.Sequential:
 
 
 def work(rank: int, N: int, args: dict[str, Any], say: Say) -> None:
-    """Trains every method in turn and says an "epoch" message after each epoch."""
+    """Trains every method in turn; says "plan" once, then "epoch" after each epoch."""
+    if rank == 0:
+        n_test = save_digits(args["data"], args["seed"])
+        cpu.warm()  # alone, so that on a cold cache the others load what this one compiled
+    dist.barrier()
     _rehearse()
+    if rank == 0:
+        facts = {"epochs": args["epochs"], "test_images": n_test}
+        say("plan", methods=[{**method.as_dict(), **facts} for method in METHODS])
     for method in METHODS:
-        if method.name in args["methods"]:
-            dist.barrier()  # so that the seconds are the method's own
-            train = _with_ddp if method.preset is None else _with_local_sgd
-            train(method, Digits(args["data"], rank, N, args["seed"]), args["epochs"], say)
-            gc.collect()
+        dist.barrier()  # so that the seconds are the method's own
+        train = _with_ddp if method.preset is None else _with_local_sgd
+        train(method, Digits(args["data"], rank, N, args["seed"]), args["epochs"], say)
+        gc.collect()
+
+
+def save_digits(file: str, seed: int) -> int:
+    """Saves scikit-learn's digits, split by the seed, and returns the number of test images."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(images))
+    test, train = np.split(order, [len(images) // TEST_SHARE])
+    scaled = (images / 16).astype(np.float32)
+    np.savez(
+        file,
+        train_images=scaled[train],
+        train_labels=labels[train],
+        test_images=scaled[test],
+        test_labels=labels[test],
+    )
+    return len(test)
 
 
 def _rehearse() -> None:

@@ -17,10 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from thinwire.cli.signals import held
 from thinwire.errors import ConfigError, ThinwireError
 
 Message = dict[str, Any]
@@ -30,14 +32,6 @@ OTHERS = 0.5
 only have lost the one that broke."""
 GRACE = 0.5
 """Seconds from the polite signal to the other one."""
-CONSEQUENCES = (
-    "PeerLost",
-    "RoundTimeout",
-    "TransportError",
-    "Connection closed",
-    "Connection reset",
-)
-"""What an error says that only tells of another worker's end."""
 
 
 class Gang:
@@ -97,7 +91,7 @@ class Gang:
         Raises:
             ThinwireError: a worker failed or died; it names the rank and the error's last line.
         """
-        failures: dict[int, str] = {}
+        failures: dict[int, _Failure] = {}
         deadline = None
         with selectors.DefaultSelector() as ready:
             for rank, reader in enumerate(self._readers):
@@ -120,7 +114,7 @@ class Gang:
     def end(self) -> None:
         """Ends every worker that still runs and leaves none behind, in about a second at most."""
         # Ctrl-C twice must not leave half a gang.
-        with _signals_held():
+        with held():
             for process in self.processes:
                 if process.poll() is None:
                     process.terminate()
@@ -171,16 +165,16 @@ class Gang:
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
 
-    def _hear(self, reader: int, lines: _Lines, failures: dict[int, str]) -> Iterator[Message]:
+    def _hear(self, reader: int, lines: _Lines, failures: dict[int, _Failure]) -> Iterator[Message]:
         for message in lines.read(reader):
             if message["event"] == "done":
                 lines.finished = True
             elif message["event"] == "error":
-                failures[lines.rank] = message["error"]
+                failures[lines.rank] = _Failure(message["error"], message["lost_another"])
             else:
                 yield {**message, "rank": lines.rank}
         if lines.ended and not lines.finished and lines.rank not in failures:
-            failures[lines.rank] = self._death(lines.rank)
+            failures[lines.rank] = _Failure(self._death(lines.rank), False)
 
     def _death(self, rank: int) -> str:
         try:
@@ -191,14 +185,20 @@ class Gang:
         last = self._errors(rank).read_text(errors="replace").strip().splitlines()[-1:]
         return ": ".join((how, *last))
 
-    def _blame(self, failures: dict[int, str]) -> str:
+    def _blame(self, failures: dict[int, _Failure]) -> str:
         ranks = sorted(failures)
-        causes = [r for r in ranks if not any(c in failures[r] for c in CONSEQUENCES)]
+        causes = [r for r in ranks if not failures[r].lost_another]
         rank = (causes or ranks)[0]
-        return f"worker {rank} of {self.N} failed: {failures[rank]}"
+        return f"worker {rank} of {self.N} failed: {failures[rank].error}"
 
     def _errors(self, rank: int) -> Path:
         return Path(self._folder.name) / f"errors-{rank}"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: str
+    lost_another: bool
 
 
 class _Lines:
@@ -222,13 +222,3 @@ def _environment() -> dict[str, str]:
     )
     loopback = {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
     return {**os.environ, **one, **loopback}
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    both = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from thinwire.cli.signals import Interrupted
 from thinwire.errors import ConfigError
 from thinwire.version import __version__
 
@@ -160,9 +161,10 @@ class RunLog:
     ) -> None:
         if error is None:
             self.write("end", status="done")
-        elif isinstance(error, KeyboardInterrupt):
+        elif isinstance(error, (Interrupted, KeyboardInterrupt)):
             self.write("end", status="interrupted")
-            error.args = (f"the log so far is {self.file}",)
+            if isinstance(error, Interrupted):
+                error.notes.append(f"the log so far is {self.file}")
         else:
             self.write("end", status="failed", error=str(error))
         self._lines.close()

@@ -15,6 +15,10 @@ from datetime import timedelta
 from typing import Any
 
 Say = Callable[..., None]
+"""`say(event, **message)` tells the parent."""
+
+LOST_ANOTHER = ("PeerLost", "RoundTimeout", "TransportError", "gloo")
+"""Signs of an error that only tells of another worker's end."""
 
 
 def main() -> None:
@@ -36,8 +40,11 @@ def main() -> None:
         say("done")
     except BaseException as error:
         traceback.print_exc()
-        last = (str(error).strip().splitlines() or [""])[-1]
-        say("error", error=f"{type(error).__name__}: {last}")
+        text = str(error).strip()
+        lost_another = any(sign in f"{type(error).__name__} {text}" for sign in LOST_ANOTHER)
+        # torch puts its own stack after the first line.
+        first = (text.splitlines() or [""])[0]
+        say("error", error=f"{type(error).__name__}: {first}", lost_another=lost_another)
     sys.stderr.flush()
     # Nothing is left to tidy after a job, and after an error the others may be gone already:
     # leaving the group in order could wait for them.

@@ -169,14 +169,18 @@ class Compressor(Value, ABC):
         self.accumulate(said, payload)
         return said
 
-    def accumulate(self, total: Tensor, payload: Payload) -> None:
-        """Adds C(u) to `total` in place; the same bits as adding `decompress(payload)`.
+    def accumulate(self, total: Tensor, payload: Payload, weight: float = 1.0) -> None:
+        """Adds weight C(u) to `total` in place; the same bits as with `decompress(payload)`.
 
         Args:
             total: (d,) float32 holding no negative zero, as any sum that began at +0 does not.
             payload: what was said.
+            weight: what it counts.
         """
-        kernels.active().accumulate(total, payload.index, self.values(payload))
+        values = self.values(payload)
+        if weight != 1.0:
+            values = values * weight
+        kernels.active().accumulate(total, payload.index, values)
 
     def remove(self, u: Tensor, payload: Payload) -> None:
         """Takes C(u) away from u in place, which leaves the residual u - C(u).

@@ -73,7 +73,7 @@ class Topology(Value, ABC):
     def period(self, N: int) -> int | None:
         """Returns after how many rounds the matrices repeat; None where each round is drawn."""
 
-    def edges(self, N: int) -> int:
+    def links(self, N: int) -> int:
         """Returns how many links carry something in round 0: pairs, or arrows if `directed`."""
         heard = sum(len(self.neighbours(rank, N)) for rank in range(N))
         return heard if self.directed else heard // 2

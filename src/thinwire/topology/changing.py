@@ -65,7 +65,7 @@ class OnePeerExponential(Topology):
         self.check_workers(N)
         return min(1, N - 1)
 
-    def edges(self, N: int) -> int:
+    def links(self, N: int) -> int:
         self.check_workers(N)
         return N if N > 1 else 0
 
@@ -101,7 +101,7 @@ class RandomMatching(Topology):
 
     Example:
         >>> [RandomMatching().neighbours(0, N=8, round=t, seed=1) for t in range(3)]
-        [(4,), (3,), (7,)]
+        [(1,), (1,), (4,)]
 
     Source: Boyd, Ghosh, Prabhakar, Shah, "Randomized gossip algorithms" (2006).
     Differs: theirs wakes one pair at a time, ours a whole matching a round.
@@ -130,7 +130,7 @@ class RandomMatching(Topology):
         self.check_workers(N)
         return min(1, N - 1)
 
-    def edges(self, N: int) -> int:
+    def links(self, N: int) -> int:
         self.check_workers(N)
         return N // 2
 
@@ -143,13 +143,14 @@ class RandomMatching(Topology):
 
 @lru_cache(maxsize=64)
 def matching(N: int, round: int, seed: int) -> NDArray[np.int64]:
-    """Returns each worker's partner: (N,) int64, oneself where alone; integers only, so that
-    all machines draw alike.
+    """Returns each worker's partner: (N,) int64, itself where it stays alone.
+
+    Integers only, so that all machines draw alike.
 
     Example:
         >>> sorted(matching(5, 0, 0)[matching(5, 0, 0)].tolist())
         [0, 1, 2, 3, 4]
-    """  # noqa: D205
+    """
     low, high = Key(seed, round, part=MATCHING).words
     # splitmix64 seeded by the key: worker i's word is that of counter i + 1.
     x = np.uint64(low | high << 32) + np.arange(1, N + 1, dtype=np.uint64) * np.uint64(_GOLDEN)

@@ -63,7 +63,7 @@ class Uniform(Static, ABC):
         near = self.neighbours(rank, N)
         return row_of(rank, dict.fromkeys(near, edge_weight(self, N) if near else 0.0))
 
-    def edges(self, N: int) -> int:
+    def links(self, N: int) -> int:
         self.check_workers(N)
         return int(np.rint(self.laplacian(N).sum() / 2))  # the trace of L counts each edge twice
 
@@ -93,5 +93,5 @@ def cycle(length: int) -> Matrix:
         ([0.0], [0.0, 2.0], [0.0, 2.0, 4.0, 2.0])
     """
     if length <= 2:
-        return 2.0 * np.arange(length)
-    return 2 - 2 * np.cos(2 * np.pi * np.arange(length) / length)
+        return 2 * np.arange(length, dtype=np.float64)
+    return 2 - 2 * np.cos(2 * np.pi * np.arange(length, dtype=np.float64) / length)

@@ -10,7 +10,7 @@ import numpy as np
 
 from thinwire.errors import ConfigError
 from thinwire.topology.base import MOST_WORKERS, Matrix
-from thinwire.topology.static import Static, Uniform, cycle
+from thinwire.topology.static import Uniform, cycle
 from thinwire.value import whole
 
 
@@ -64,7 +64,7 @@ class Torus(Uniform):
     cols: int | None = None
 
     def __post_init__(self) -> None:
-        Static.__post_init__(self)
+        super().__post_init__()
         for name, side in (("rows", self.rows), ("cols", self.cols)):
             if side is not None:
                 whole(self, name, side, 1, MOST_WORKERS)
@@ -77,7 +77,7 @@ class Torus(Uniform):
         return rows, N // rows if cols is None else cols
 
     def check_workers(self, N: int) -> None:
-        Static.check_workers(self, N)
+        super().check_workers(N)
         rows, cols = self.sides(N)
         if rows * cols != N:
             raise ConfigError(
@@ -117,7 +117,7 @@ class Hypercube(Uniform):
     """
 
     def check_workers(self, N: int) -> None:
-        Static.check_workers(self, N)
+        super().check_workers(N)
         if N & (N - 1):
             below = 1 << (N.bit_length() - 1)
             raise ConfigError(
@@ -192,8 +192,9 @@ class Star(Uniform):
 class Exponential(Uniform):
     """Each worker hears those at distance 1, 2, 4, ... on both sides: degree below 2 log2 N.
 
-    Neighbours at +-2^j mod N for all 2^j < N. Gap about 1/log2 N at any N, as a hypercube's.
-    Fastest is the best constant, not the optimum over all weights.
+    Neighbours at +-2^j mod N for all 2^j < N. Gap, metropolis: at least
+    2/(1 + ceil(log2 N)), a hypercube's, at any N. Fastest is the best constant, not the optimum
+    over all weights.
 
     Example:
         >>> Exponential().neighbours(0, N=8), Exponential().degree(16)

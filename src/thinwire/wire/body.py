@@ -53,6 +53,14 @@ class Reader:
         self.take(used, "index section")
         return index
 
+    def codes(self, n: int, width: int, what: str) -> Tensor:
+        """Returns the next n codes of that width, (n,) int32."""
+        packed = as_tensor(self.take((n * width + 7) // 8, what))
+        spare = -n * width % 8
+        if spare and int(packed[-1]) >> (8 - spare):
+            self.fail(f"padding bits after the {what} are not zero")
+        return kernels.active().unpack(packed, n, width)
+
     def end(self) -> None:
         """Refuses bytes left over."""
         if len(self):
@@ -124,12 +132,7 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     if quantizer.scales == 0:
         return Payload(at, index, reader.floats(at.kept, "values"), key)
     scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
-    nbytes = (at.n_codes * quantizer.width + 7) // 8
-    packed = as_tensor(reader.take(nbytes, "codes"))
-    spare = -at.n_codes * quantizer.width % 8
-    if spare and int(packed[-1]) >> (8 - spare):
-        reader.fail("padding bits after the codes are not zero")
-    codes = kernels.active().unpack(packed, at.n_codes, quantizer.width)
+    codes = reader.codes(at.n_codes, quantizer.width, "codes")
     if at.n_codes and int(codes.max()) > quantizer.top:
         reader.fail(f"code {int(codes.max())} is above {quantizer.top}")
     return Payload(at, index, Codes(codes, scales), key)

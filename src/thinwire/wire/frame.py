@@ -37,6 +37,10 @@ class Kind(IntEnum):
     """Instead of a message: this worker holds a NaN or an infinity (which tensor)."""
     REFUSAL = 7
     """Instead of a reply: the round is refused, and by whose values."""
+    SILENCE = 8
+    """Instead of a message: this worker has too little to say."""
+    NUMBER = 9
+    """One float64 that all workers must agree on."""
 
 
 TIMELESS = (Kind.HELLO, Kind.VERDICT)

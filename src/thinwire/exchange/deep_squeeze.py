@@ -1,0 +1,56 @@
+"""DeepSqueeze: neighbours hear compressed models, with feedback of what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thinwire.compress import Compressor
+from thinwire.exchange.base import Exchange, Here, Memory, Talk
+from thinwire.exchange.consensus import agreed_step, check_step, known_step
+from thinwire.exchange.feedback import Feedback, check_feedback
+from thinwire.exchange.neighbours import check_graph, mix
+from thinwire.flat import Spans
+from thinwire.topology import Ring as RingGraph
+from thinwire.topology import Topology
+
+
+@dataclass(frozen=True, repr=False)
+class DeepSqueeze(Exchange):
+    """Each worker tells its neighbours its compressed model and steps towards theirs.
+
+    v = x - delta + m; say C(v); m' = v - said; x <- x - delta + gamma (mix(said) - said). No
+    replicas: what is compressed is the model, so the consensus error has a floor; only near 8
+    bits does it match `Choco`.
+
+    Price: 1 step; sends and receives degree |C|. Memory: m, one d-vector.
+
+    Args:
+        topology: who hears whom, and W: symmetric; it may change by round.
+        gamma: the consensus step; None measures it at the first round, as `Choco` does.
+
+    Source: DeepSqueeze (arXiv 1907.07346).
+    """
+
+    topology: Topology = field(default_factory=RingGraph)
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        check_step(self, self.gamma)
+
+    def check(self, compressor: Compressor, spans: Spans) -> None:
+        check_feedback(Feedback(), compressor, spans, "DeepSqueeze")
+
+    def init(self, here: Here) -> Memory:
+        check_graph(self.topology, here.N, "DeepSqueeze", differences=False)
+        return {"residual": torch.zeros(here.spans.d)}
+
+    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+        v = anchor - delta + mem["residual"]
+        heard = yield from mix(v, here, self.topology)
+        step = known_step(self.gamma, mem) or (yield from agreed_step(v, heard.said, here))
+        gamma = step.get("gamma", torch.tensor(0.0))
+        direction = delta - gamma * (heard.mixed - heard.said)
+        return direction, {"residual": v - heard.said, **step}

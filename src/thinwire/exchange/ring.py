@@ -1,0 +1,187 @@
+"""Ring: no server; each rank owns one segment of the mean, and every segment is coded anew.
+
+ring        z = incoming + u[g]; v = C(z); e[g] = z - v; pass v on; the owner's last v is N times
+the direction, and its codes travel on unchanged
+two-phase   say C(u[g]) straight to g's owner; e[g] = u[g] - said; the owner: t = u[g] + sum of
+said, w = C(t / N), e[g] = t - N w, says w to all; direction[g] = w
+gather      whole messages travel round, unchanged; all fold them in rank order
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from thinwire.compress import Compressor
+from thinwire.exchange.base import Exchange, Here, Memory, Talk
+from thinwire.exchange.feedback import (
+    Feedback,
+    NoFeedback,
+    check_feedback,
+    first_residual,
+    keep,
+    said_bound,
+    say,
+)
+from thinwire.exchange.hear import hear, heard
+from thinwire.exchange.segments import Trouble, cut
+from thinwire.flat import Spans
+from thinwire.transport.base import Answer, Ask, Post, Take, turn
+from thinwire.value import one_of
+from thinwire.value import whole as whole_number
+
+Summed = Generator[Ask, Answer, tuple[Tensor, Tensor]]
+"""A talk that returns (direction, e), e what each entry still owes."""
+Form = Literal["ring", "two-phase", "gather", "auto"]
+
+
+@dataclass(frozen=True, repr=False)
+class Ring(Exchange):
+    """All-reduces in segments, quantized on the way: no rank hears or holds more than another.
+
+    Price, per rank and per round, |C_g| one segment's frame:
+      ring: 2 (N - 1) steps, sends 2 (N - 1) |C_g|, to its right neighbour alone;
+      two-phase: 2 steps, sends 2 (N - 1) |C_g|, N - 1 frames at a time;
+      gather: N - 1 steps, sends (N - 1) |C|, to its right neighbour alone.
+    Memory: with feedback the residual, one d-vector: each rank quantizes each segment once.
+
+    Args:
+        form: "ring", "two-phase", "gather" (for sparse messages), or "auto": `choose` says which.
+        feedback: `NoFeedback()`, as the paper has it, or `Feedback()`, which telescopes.
+        links: "switched" where any rank reaches any other as fast as its neighbour, or
+            "neighbours" where only neighbours do, or many senders to one overrun it.
+        pipeline: segments go in pieces of about so many entries, so that one is coded while
+            another is on the wire.
+
+    Source: QPRSGD (arXiv 2004.09125), quantized ring all-reduce.
+    Differs: two-phase, feedback and the sparse form are ours. As in every exact implementation the
+        owner, too, takes the decoded value: else replicas part.
+    """
+
+    form: Form = "auto"
+    feedback: Feedback | NoFeedback = field(default_factory=NoFeedback)
+    links: Literal["switched", "neighbours"] = "switched"
+    pipeline: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        one_of(self, "form", self.form, ("ring", "two-phase", "gather", "auto"))
+        one_of(self, "links", self.links, ("switched", "neighbours"))
+        whole_number(self, "pipeline", self.pipeline, 1, 1 << 30)
+
+    def choose(self, compressor: Compressor) -> tuple[str, str]:
+        """Returns the form this exchange takes with that operator, and why.
+
+        Example:
+            >>> from thinwire import QSGD, Sign, TopK
+            >>> Ring().choose(QSGD(bits=8, scale="none"))[0]
+            'two-phase'
+            >>> Ring().choose(TopK(density=0.01) >> Sign())[0]
+            'gather'
+        """
+        if self.form != "auto":
+            return self.form, "it was asked for"
+        if compressor.sparsifier.says_index:
+            return "gather", (
+                "sparse messages do not add: cutting and coding them again at every hop loses "
+                "more than passing them on whole"
+            )
+        if self.links == "neighbours":
+            return "ring", "only neighbours are well linked, or many senders overrun one receiver"
+        return "two-phase", (
+            "any rank reaches any other, and one requantization is never less exact at equal "
+            "bytes than one at every hop"
+        )
+
+    def check(self, compressor: Compressor, spans: Spans) -> None:
+        check_feedback(self.feedback, compressor, spans, "Ring")
+
+    def init(self, here: Here) -> Memory:
+        return first_residual(self.feedback, here)
+
+    def notes(self, compressor: Compressor) -> list[str]:
+        form, why = self.choose(compressor)
+        return [f"Ring takes the form {form!r}: {why}"]
+
+    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+        form, _ = self.choose(here.compressor)
+        if form == "gather":
+            return (yield from self._gather(delta, mem, here))
+        u = self.feedback.owed(delta, mem)
+        talk = self._ring if form == "ring" else self._two_phase
+        direction, e = yield from talk(u, here)
+        return direction, {"residual": e} if isinstance(self.feedback, Feedback) else mem
+
+    def _ring(self, u: Tensor, here: Here) -> Summed:
+        N, r = here.N, here.rank
+        right, left = (r + 1) % N, (r - 1) % N
+        e, direction = torch.empty_like(u), torch.empty_like(u)
+        trouble = Trouble(here)
+        trouble.own(u)
+        for hop in range(N):
+            for piece in cut(here, (r - hop) % N, self.pipeline):
+                z = u[piece.low : piece.high]
+                if hop:
+                    (frame,) = yield from turn(takes=(Take(left, piece.bound),))
+                    z = trouble.hear(frame, piece, left) + z
+                frame, v = trouble.speak(z, piece)
+                e[piece.low : piece.high] = z - v
+                if hop == N - 1:
+                    direction[piece.low : piece.high] = v / N
+                if N > 1:
+                    yield from turn((Post(right, frame, piece.bound),))
+        for hop in range(N - 1):
+            segment = (r - hop) % N
+            for piece in cut(here, segment, self.pipeline):
+                (frame,) = yield from turn(takes=(Take(left, piece.bound),))
+                # The owner of a segment is the last to sum it, one left of where it started.
+                v = trouble.hear(frame, piece, (segment - 1) % N)
+                direction[piece.low : piece.high] = v / N
+                if hop < N - 2:
+                    yield from turn((Post(right, frame, piece.bound),))
+        trouble.end()
+        return direction, e
+
+    def _two_phase(self, u: Tensor, here: Here) -> Summed:
+        N, r = here.N, here.rank
+        e, direction = torch.empty_like(u), torch.empty_like(u)
+        trouble = Trouble(here)
+        trouble.own(u)
+        others = [(r + hop) % N for hop in range(1, N)]
+        for owner in others:
+            for piece in cut(here, owner, self.pipeline):
+                z = u[piece.low : piece.high]
+                frame, said = trouble.speak(z, piece)
+                e[piece.low : piece.high] = z - said
+                yield from turn((Post(owner, frame, piece.bound),))
+        for piece in cut(here, r, self.pipeline):
+            takes = tuple(Take(rank, piece.bound) for rank in range(N) if rank != r)
+            frames = yield from turn((), takes)
+            told = dict(zip((take.source for take in takes), frames, strict=True))
+            t = torch.zeros(piece.high - piece.low)
+            for rank in range(N):
+                own = u[piece.low : piece.high]
+                t += own if rank == r else trouble.hear(told[rank], piece, rank)
+            frame, w = trouble.speak(t / N, piece)
+            e[piece.low : piece.high] = t - N * w
+            direction[piece.low : piece.high] = w
+            yield from turn(tuple(Post(rank, frame, piece.bound) for rank in others))
+        for owner in others:
+            for piece in cut(here, owner, self.pipeline):
+                (frame,) = yield from turn(takes=(Take(owner, piece.bound),))
+                direction[piece.low : piece.high] = trouble.hear(frame, piece, owner)
+        trouble.end()
+        return direction, e
+
+    def _gather(self, delta: Tensor, mem: Memory, here: Here) -> Talk:
+        N, r = here.N, here.rank
+        saying, bound = say(delta, mem, here, self.feedback), said_bound(here)
+        frames = {r: saying.frame}
+        for hop in range(1, N):
+            yield from turn((Post((r + 1) % N, frames[(r - hop + 1) % N], bound),))
+            (frames[(r - hop) % N],) = yield from turn(takes=(Take((r - 1) % N, bound),))
+        bodies = hear([frames[rank] for rank in range(N)], here)
+        return heard(bodies, here), keep(mem, saying.residual)

@@ -1,0 +1,166 @@
+"""Segments: the pieces a ring cuts the vector into, coded each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from thinwire import kernels
+from thinwire.errors import FrameError, NonFiniteError
+from thinwire.exchange.base import Here, tensor_name
+from thinwire.exchange.hear import ALL_RANKS
+from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
+from thinwire.keys import Key
+from thinwire.wire.body import Reader, as_bytes, pack, unpack
+from thinwire.wire.frame import HEADER, Kind, unseal
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of one segment: the entries low:high of the vector.
+
+    Args:
+        here: where this worker stands, with the piece's own spans, key and part.
+        low: first entry.
+        high: one past the last.
+    """
+
+    here: Here
+    low: int
+    high: int
+
+    @property
+    def bound(self) -> int:
+        """The most bytes a frame of this piece can have."""
+        return HEADER + max(REFUSAL_BODY, self.here.compressor.nbytes(self.here.spans))
+
+    def key_of(self, rank: int) -> Key:
+        """Returns the key under which that rank coded this piece."""
+        return self.here.key_of(rank)
+
+
+def cut(here: Here, segment: int, pipeline: int) -> Iterator[Piece]:
+    """Yields the pieces of a segment, each of at most `pipeline` entries; at least one.
+
+    Segment g of N is the entries g d // N to (g + 1) d // N, so any N >= 1 and any d will do.
+
+    Args:
+        here: where this worker stands.
+        segment: g.
+        pipeline: entries of a piece.
+    """
+    d, N = here.spans.d, here.N
+    low, high = segment * d // N, (segment + 1) * d // N
+    longest = (d + N - 1) // N
+    most = max(1, (longest + pipeline - 1) // pipeline)
+    for number in range(most):
+        a, b = (low + (high - low) * n // most for n in (number, number + 1))
+        part = segment * most + number
+        yield Piece(
+            replace(here, spans=here.spans.piece(a, b), part=part, key=here.key.of_part(part)), a, b
+        )
+
+
+class Trouble:
+    """What went wrong in any piece so far: a ring passes it on, and all ranks raise it together.
+
+    Args:
+        here: where this worker stands.
+    """
+
+    def __init__(self, here: Here) -> None:
+        self._here = here
+        self._found: set[tuple[int, str]] = set()
+        self._frame: FrameError | None = None
+
+    def own(self, u: Tensor) -> None:
+        """Notes whether this worker's own vector holds a NaN or an infinity."""
+        self._note(u, self._here, self._here.rank)
+
+    @property
+    def error(self) -> NonFiniteError | FrameError | None:
+        """What all ranks raise, or None."""
+        if self._found:
+            # A sum is not finite where a worker's own values are not: then only those are named.
+            own = sorted(f for f in self._found if f[0] != ALL_RANKS)
+            return NonFiniteError(own or sorted(self._found), self._here.round)
+        return self._frame
+
+    def hear(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
+        """Returns what a frame of this piece says, zeros where it says that something is wrong.
+
+        Args:
+            frame: what arrived.
+            piece: which piece it must be of.
+            speaker: who sealed it.
+        """
+        here = piece.here
+
+        def decode(reader: Reader) -> Tensor:
+            payload = unpack(reader, here.compressor, here.spans, piece.key_of(speaker))
+            return here.compressor.decompress(payload)
+
+        said = self._read(frame, piece, speaker, decode)
+        return torch.zeros(piece.high - piece.low) if said is None else said
+
+    def hear_bits(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
+        """Returns the bits a frame of this piece says, (n,) int32; the same otherwise."""
+        n = piece.high - piece.low
+        bits = self._read(frame, piece, speaker, lambda reader: reader.codes(n, 1, "bits"))
+        return torch.zeros(n, dtype=torch.int32) if bits is None else bits
+
+    def speak(self, z: Tensor, piece: Piece) -> tuple[bytes, Tensor]:
+        """Returns the frame that says C(z), and v = C(z) as its hearers decode it.
+
+        With trouble the frame says that instead.
+
+        Args:
+            z: the piece's entries, float32.
+            piece: which piece.
+        """
+        here = piece.here
+        self._note(z, here, ALL_RANKS)
+        if self.error is not None:
+            return here.seal(Kind.REFUSAL, encode_refusal(self.error)), z
+        payload = here.compressor.compress(z, here.key, here.spans)
+        frame = here.seal(Kind.SAID, pack(payload, here.compressor))
+        return frame, here.compressor.decompress(payload)
+
+    def speak_bits(self, bits: Tensor, piece: Piece) -> bytes:
+        """Returns the frame that says these bits, (n,) int32, or the trouble."""
+        if self.error is not None:
+            return piece.here.seal(Kind.REFUSAL, encode_refusal(self.error))
+        return piece.here.seal(Kind.SAID, as_bytes(kernels.active().pack(bits, 1)))
+
+    def end(self) -> None:
+        """Raises what went wrong anywhere, if anything did."""
+        if self.error is not None:
+            raise self.error
+
+    def _read(
+        self, frame: bytes, piece: Piece, speaker: int, decode: Callable[[Reader], Tensor]
+    ) -> Tensor | None:
+        here = piece.here
+        try:
+            kind, body = unseal(frame, here.address(speaker), Kind.SAID, Kind.REFUSAL)
+            reader = here.reader(body, speaker)
+            if kind is Kind.SAID:
+                said = decode(reader)
+                reader.end()
+                return said
+            heard = refusal(reader, here)
+        except FrameError as error:
+            heard = error
+        if isinstance(heard, NonFiniteError):
+            self._found.update(heard.found)
+        else:
+            self._frame = self._frame or heard
+        return None
+
+    def _note(self, z: Tensor, here: Here, rank: int) -> None:
+        broken = kernels.active().first_nonfinite(z, here.spans.starts)
+        if broken >= 0:
+            self._found.add((rank, tensor_name(here, broken)))
