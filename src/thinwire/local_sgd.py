@@ -213,6 +213,8 @@ class LocalSGD(torch.optim.Optimizer):
     def steps(self, closure: Closure | None = None) -> Generator[Ask, Answer, Any]:
         """The same as `step`, as a talk for whoever drives it."""
         loss = self._inner_step(closure)
+        # What a learning-rate scheduler looks at, which only wraps `step`.
+        self._opt_called = True
         self._local += 1
         if self._local >= H_at(self.H, self.round):
             yield from self.sync_talk()

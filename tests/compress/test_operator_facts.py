@@ -118,6 +118,7 @@ def test_the_chi_square_test_notices_a_favourite() -> None:
     hits = torch.full((40,), 1000.0)
     check_uniform(hits, 10, 4000)
     hits[3] += 200
+    hits[4] -= 200
     with pytest.raises(AssertionError):
         check_uniform(hits, 10, 4000)
 

@@ -318,6 +318,7 @@ CASES: dict[str, Callable[[Any, int], Result]] = {
     "no contraction on rank 2": broken_on(2, compressor=tw.TopK(k=1)),
     "root beyond N on rank 1": broken_on(1, exchange=tw.Server(root=9)),
     "late zero H on rank 1": broken_on(1, H=late_zero),
+    "no setting on rank 1": broken_on(1, compressor=0.01),
     "other inner on rank 1": other_inner,
     "other start": other_start,
     "nan, server": nan_under(tw.Server(), SIGNTOPK),

@@ -114,6 +114,7 @@ REFUSALS = {
     "no contraction on rank 2": ["rank 2:", "TopK(k=1) is biased", "Feedback()"],
     "root beyond N on rank 1": ["rank 1: Server(root=9): the group has ranks 0 to 2"],
     "other inner on rank 1": ["rank 1: the inner optimizer does not step 0.weight"],
+    "no setting on rank 1": ["rank 1", "compressor", "0.01"],
     "late zero H on rank 1": ["rank 1", "H(1) returned 0"],
 }
 
@@ -131,6 +132,12 @@ def test_refused_on_all_fails_where_one_rank_did_not_refuse(gang) -> None:
             refused_on_all([*ranks[:2], {**ranks[2], **change}])
     with pytest.raises(AssertionError):
         refused_on_all(ranks, "9 against 4")
+
+
+def test_fine_fails_where_a_rank_raised(gang) -> None:
+    fine(case(gang, "vanilla"))
+    with pytest.raises(AssertionError):
+        fine(case(gang, "other H"))
 
 
 def test_ranks_that_start_apart_end_with_rank_0s_parameters(gang) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from shell_cases import (
@@ -165,3 +167,46 @@ def test_one_worker_of_half_precision_with_identity_is_the_plain_optimizer(dtype
             backward(m, 0, step)
             o.step()
     close(vector(model).float(), vector(plain).float(), 2e-3 if dtype == torch.float16 else 2e-2)
+
+
+DEFAULTS = [
+    (tw.Identity(), tw.Server(tw.NoFeedback()), tw.Nesterov()),
+    (SIGNTOPK, tw.Server(), tw.Average()),
+    (tw.QSGD(bits=8, norm="max", bucket=16), tw.Gather(), tw.Average()),
+    (tw.Rotated(levels=15), tw.Server(downlink=tw.Sign()), tw.Average()),
+]
+
+
+def trained_on_noise(method, start: nn.Module) -> torch.Tensor:
+    """The anchor after two rounds on gradients that depend on no default."""
+    run = Run(2, momentum, lambda: copy.deepcopy(start), H=2, **arguments(method))
+    for n in range(4):
+        for rank, m in enumerate(run.nets):
+            for number, p in enumerate(m.parameters()):
+                draws = torch.Generator().manual_seed(100 * n + 10 * rank + number)
+                p.grad = torch.randn(p.shape, generator=draws, dtype=torch.float32, device="cpu")
+        run.cluster.step()
+    return run.shells[0].anchor
+
+
+@pytest.mark.parametrize("method", DEFAULTS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_bit(dtype, method) -> None:
+    # A program that computes in float64 elsewhere says so with torch.set_default_dtype.
+    expected, before = trained_on_noise(method, net()), torch.get_default_dtype()
+    start = net()
+    torch.set_default_dtype(dtype)
+    try:
+        actual = trained_on_noise(method, start)
+    finally:
+        torch.set_default_dtype(before)
+    same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("method", DEFAULTS, ids=repr)
+def test_the_default_device_changes_no_bit(method) -> None:
+    # As torch.set_default_device("cuda") does; "meta" stands for any device that is not the CPU.
+    expected, start = trained_on_noise(method, net()), net()
+    with torch.device("meta"):
+        actual = trained_on_noise(method, start)
+    same_bits(actual, expected)

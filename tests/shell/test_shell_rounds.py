@@ -418,3 +418,37 @@ def test_an_unknown_choice_of_buffers_is_refused(buffers) -> None:
         tw.LocalSGD(model, sgd(model.parameters()), buffers=buffers)
     with pytest.raises(tw.ConfigError, match="buffers"):
         tw.LocalSGD(list(model.parameters()), sgd(model.parameters()), buffers="average")
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", None, True])
+def test_a_seed_that_is_no_whole_number_is_refused_when_it_is_written(seed) -> None:
+    model = net()
+    with pytest.raises(tw.ConfigError, match="seed is"):
+        tw.LocalSGD(
+            model,
+            sgd(model.parameters()),
+            seed=seed,
+            compressor=tw.QSGD(bits=8),
+            exchange=tw.Gather(tw.Feedback(permit="any")),
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"compressor": 0.01},
+        {"compressor": "TopK"},
+        {"compressor": tw.TopK},
+        {"exchange": "server"},
+        {"exchange": tw.Server},
+        {"outer": "nesterov"},
+        {"outer": tw.Average},
+    ],
+    ids=repr,
+)
+def test_an_argument_that_is_no_setting_is_refused_by_name(wrong) -> None:
+    # On one rank of many it must become an agreed refusal: any other error leaves the rest waiting.
+    (name,) = wrong
+    model = net()
+    with pytest.raises(tw.ConfigError, match=name):
+        tw.LocalSGD(model, sgd(model.parameters()), **wrong)

@@ -236,7 +236,7 @@ def test_a_state_that_lacks_a_part_is_refused_and_nothing_changes(missing: str) 
     del state[missing]
     other = make_rich().steps(1)
     before = whole_state(other)
-    with pytest.raises((tw.ConfigError, KeyError)):
+    with pytest.raises(tw.ConfigError, match=missing):
         other.shells[0].load_state_dict(state)
     same_bits(whole_state(other), before)
 
@@ -250,6 +250,30 @@ def test_a_state_of_other_inner_groups_is_refused_and_nothing_changes() -> None:
     run = Run(2, sgd).steps(2)
     before = whole_state(run)
     with pytest.raises(ValueError):
+        run.shells[0].load_state_dict(state)
+    same_bits(whole_state(run), before)
+
+
+def test_a_state_of_another_inner_optimizer_is_refused_and_nothing_changes() -> None:
+    # torch loads Adam's groups into SGD without a word, and its next step fails on them.
+    state = Run(2, adam).steps(1).shells[0].state_dict()
+    run = Run(2, momentum).steps(2)
+    before = whole_state(run)
+    with pytest.raises(tw.ConfigError, match="Adam"):
+        run.shells[0].load_state_dict(state)
+    same_bits(whole_state(run), before)
+
+
+@pytest.mark.parametrize("part", ["anchor", "mem", "outer"])
+def test_a_state_of_another_length_is_refused_and_nothing_changes(part: str) -> None:
+    run = make_rich().steps(4)
+    state = copy.deepcopy(run.shells[0].state_dict())
+    if part == "anchor":
+        state["anchor"] = state["anchor"][:-1]
+    else:
+        state[part] = {name: tensor[:-1] for name, tensor in state[part].items()}
+    before = whole_state(run)
+    with pytest.raises(tw.ConfigError, match=part):
         run.shells[0].load_state_dict(state)
     same_bits(whole_state(run), before)
 

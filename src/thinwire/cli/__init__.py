@@ -1,4 +1,4 @@
-"""The command line: `thinwire demo`, `thinwire doctor`. No algorithm lives here.
+"""The command line: demo, train, topology, doctor. No algorithm lives here.
 
 A command is one function in one file, named as the command; it imports what is heavy inside
 itself, so that help answers at once. To add one: write the file, and register it below.
@@ -15,6 +15,7 @@ import typer
 from thinwire.cli.demo import demo
 from thinwire.cli.doctor import doctor
 from thinwire.cli.signals import Interrupted, heeded
+from thinwire.cli.train import app as train
 from thinwire.errors import ThinwireError
 from thinwire.version import __version__
 
@@ -43,6 +44,7 @@ def options(
 
 
 app.command()(demo)
+app.add_typer(train, name="train")
 app.command()(doctor)
 
 
@@ -70,7 +72,8 @@ def _advice(error: Exception, message: str) -> str:
     context = getattr(error, "ctx", None)
     path = "thinwire" if context is None else context.command_path
     if message.startswith("No such command"):
-        names = sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback)
+        group = context.command if context is not None else typer.main.get_command(app)
+        names = sorted(getattr(group, "commands", {}))
         message = f"{message.partition('.')[0]}; choose from {', '.join(names)}"
     return f"{message.rstrip('.')}; see `{path} --help`"
 

@@ -66,6 +66,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.preset not in OPERATORS:
             raise ConfigError(f"no preset {self.preset!r}; choose {', '.join(OPERATORS)}")
+        if self.preset == "vanilla" and self.H != 1:
+            raise ConfigError("vanilla takes one local step a round; local_sgd takes H")
         for name in ("H", "k", "workers", "batch", "max_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

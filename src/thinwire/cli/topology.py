@@ -69,7 +69,7 @@ def named(name: str, weights: str | None) -> Topology:
     if weights is None:
         return kind()
     if "weights" not in {field.name for field in fields(kind)}:
-        raise ConfigError(f"{name} has no weights to choose: each round pairs halves and halves")
+        raise ConfigError(f"{name} has no weights to choose: its pairs take their mean")
     return kind(**{"weights": weights})
 
 

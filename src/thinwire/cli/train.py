@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Train a model whole and see what the wire carried.", no_args_is_help=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
-def train() -> None:
+def train(context: typer.Context) -> None:
     """Train a model whole and see what the wire carried."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
 
 
 @app.command()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinwire.errors import ConfigError
-from thinwire.topology.checks import check_connected, check_rows
+from thinwire.topology.checks import check_connected, check_rows, label
 from thinwire.value import Value, whole
 
 Row = dict[int, float]
@@ -75,11 +75,13 @@ class Topology(Value, ABC):
 
     def links(self, N: int) -> int:
         """Returns how many links carry something in round 0: pairs, or arrows if `directed`."""
+        self.check_workers(N)
         heard = sum(len(self.neighbours(rank, N)) for rank in range(N))
         return heard if self.directed else heard // 2
 
     def mixing(self, N: int, round: int = 0, seed: int = 0) -> Matrix:
         """Returns W of that round: (N, N) float64, W[i, j] what i gives to what it hears of j."""
+        self.check_workers(N)
         W = np.zeros((N, N))
         for rank in range(N):
             for j, weight in self.row(rank, N, round, seed).items():
@@ -146,7 +148,9 @@ class Topology(Value, ABC):
         """Raises a ConfigError unless N workers are possible and `rank` is one of them."""
         self.check_workers(N)
         if not 0 <= rank < N:
-            raise ConfigError(f"{self!r}: rank {rank} is none of the {N} workers, 0 to {N - 1}")
+            raise ConfigError(
+                f"{label(self)}: rank {rank} is none of the {N} workers, 0 to {N - 1}"
+            )
 
 
 def gap_of(rho: float) -> float:

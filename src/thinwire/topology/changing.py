@@ -77,8 +77,8 @@ class OnePeerExponential(Topology):
     def rounds_to_halve(self, N: int) -> float:
         self.check_workers(N)
         # One period leaves a factor below 1; a few of them are sure to halve.
-        rounds = range(64 * self.period(N))
-        return next((r for r in rounds if self._left(N, r).max(initial=0.0) <= 0.5), math.inf)
+        rounds, half = range(64 * self.period(N)), 0.5 + 1e-12
+        return next((r for r in rounds if self._left(N, r).max(initial=0.0) <= half), math.inf)
 
     def _left(self, N: int, rounds: int) -> Matrix:
         # Circulants share their eigenvectors: |lambda_k| of the product is the product of

@@ -11,6 +11,12 @@ TOLERANCE = 1e-9
 """How far a sum of float64 weights may be from 1."""
 
 
+def label(topology: object) -> str:
+    """Returns how a message names a topology: its constructor, without most of a long list."""
+    text = repr(topology)
+    return text if len(text) <= 80 else f"{text[:72]}...)"
+
+
 def check_rows(
     topology: object, rows: Sequence[dict[int, float]], round: int, symmetric: bool
 ) -> None:
@@ -25,7 +31,7 @@ def check_rows(
     Raises:
         ConfigError: naming the row, the column or the pair.
     """
-    N, where = len(rows), f"{topology!r}, N={len(rows)}, round {round}"
+    N, where = len(rows), f"{label(topology)}, N={len(rows)}, round {round}"
     columns: list[list[float]] = [[] for _ in rows]
     for i, row in enumerate(rows):
         for j, weight in row.items():
@@ -71,8 +77,8 @@ def check_connected(topology: object, linked: Sequence[set[int]]) -> None:
     N = len(linked)
     if N > 1 and not any(linked):
         raise ConfigError(
-            f"{topology!r}: N={N} workers have only self-loops: none hears another; give edges "
-            "between ranks"
+            f"{label(topology)}: N={N} workers have only self-loops: none hears another; give "
+            "edges between ranks"
         )
     reached, ahead = {0}, [0]
     while ahead:
@@ -82,6 +88,6 @@ def check_connected(topology: object, linked: Sequence[set[int]]) -> None:
     if len(reached) < N:
         lost = min(set(range(N)) - reached)
         raise ConfigError(
-            f"{topology!r}: not connected: {len(reached)} of {N} workers are within reach of rank "
-            f"0, and rank {lost} is not; add an edge between the two parts"
+            f"{label(topology)}: not connected: {len(reached)} of {N} workers are within reach of "
+            f"rank 0, and rank {lost} is not; add an edge between the two parts"
         )
