@@ -246,3 +246,14 @@ def test_a_row_of_ten_thousand_workers_needs_no_matrix():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6  # a matrix would be 800 MB
+
+
+def test_fastest_rows_sum_to_one_exactly_since_weights_lie_on_a_grid():
+    from thinwire.topology.fastest import GRID
+
+    for shape in (networkx.path_graph(64), networkx.barbell_graph(4, 2)):
+        N = len(shape)
+        W = Graph.of(shape, weights="fastest").mixing(N)
+        assert ((W * GRID) % 1 == 0).all()
+        assert (W.sum(0) == 1).all()
+        assert (W.sum(1) == 1).all()

@@ -52,7 +52,7 @@ def fastest(N: int, edges: Sequence[tuple[int, int]]) -> list[float]:
     while True:
         s, w = _center(s, w, t, A, touches)
         if t >= t_end:
-            return [float(v) for v in np.ceil(w * GRID) / GRID]
+            return [float(v) for v in np.floor(w * GRID) / GRID]
         t = min(8 * t, t_end)
 
 
