@@ -11,6 +11,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from thinwire import host
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -47,7 +49,7 @@ class Spans:
     @cached_property
     def starts(self) -> Tensor:
         """(T + 1,) int64: tensor t is the slice starts[t]:starts[t + 1]."""
-        return starts_of(torch.tensor(self.sizes, dtype=torch.int64))
+        return starts_of(host.ints(self.sizes))
 
     @cached_property
     def d(self) -> int:
@@ -99,7 +101,7 @@ def starts_of(lengths: Tensor) -> Tensor:
         >>> starts_of(torch.tensor([3, 0, 2])).tolist()
         [0, 3, 3, 5]
     """
-    starts = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=host.CPU)
     torch.cumsum(lengths, 0, out=starts[1:])
     return starts
 
@@ -115,7 +117,7 @@ def read(tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         (d,) float32.
     """
     d = sum(t.numel() for t in tensors)
-    vector = torch.empty(d, dtype=torch.float32) if out is None else out
+    vector = host.empty(d) if out is None else out
     at = 0
     with torch.no_grad():
         for tensor in tensors:

@@ -8,6 +8,7 @@ own parameters, chooses its own top k, and finds every scale by the paper's form
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def library(C: Compressor, exchange: tw.Exchange):
             if isinstance(payload.values, Codes):
                 starts = payload.layout.codes.tolist()
                 flat = payload.values.codes.numpy()
-                codes = [flat[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+                codes = [flat[a:b] for a, b in pairwise(starts)]
             drawn.append((index, codes, here.key))
         anchor, _ = outer.step(anchor, outcomes[0].direction, outer.init(anchor))
         mems = [outcome.mem for outcome in outcomes]

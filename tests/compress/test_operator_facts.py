@@ -236,9 +236,9 @@ def test_an_impossible_chain_fails_when_it_is_written(write, says: str) -> None:
 
 
 WRONG_SETTINGS = [
-    (lambda: TopK(), "give k"),
+    (TopK, "give k"),
     (lambda: TopK(k=1, density=0.5), "give k"),
-    (lambda: RandK(), "give k"),
+    (RandK, "give k"),
     (lambda: TopK(k=0), "k is 0"),
     (lambda: TopK(k=1.5), "k is 1.5"),
     (lambda: TopK(k=True), "k is True"),
@@ -247,7 +247,7 @@ WRONG_SETTINGS = [
     (lambda: TopK(density=float("nan")), "density is nan"),
     (lambda: TopK(k=1, scope="layer"), "'tensor', 'chunk', 'global'"),
     (lambda: TopK(k=1, scope="chunk", chunk=0), "chunk is 0"),
-    (lambda: QSGD(), "levels .* or bits"),
+    (QSGD, "levels .* or bits"),
     (lambda: QSGD(levels=3, bits=4), "levels .* or bits"),
     (lambda: QSGD(bits=1), "bits is 1"),
     (lambda: QSGD(bits=17), "bits is 17"),

@@ -106,7 +106,7 @@ REFUSALS = {
     "other seed": ["in seed: 6 against 5"],
     "other buffers": ["in buffers: 'average' against 'local'"],
     "other function H": ["rank 1 differs from rank 0 in H", "5, 5", "against 4"],
-    "other shape": ["rank 2", "tensor 0: 0.weight (4, 6) against 0.weight (5, 6)"],
+    "other shape": ["rank 2", "tensor 0: 0.weight (4, 6)", "against 0.weight (5, 6)"],
     "fewer tensors": ["rank 1", "tensor 3: none against 2.bias (3,)"],
     "other version": ["version of thinwire: 0.0.of-rank-1 against", "install one version"],
     "H=0 on rank 0": ["rank 0: H=0: give a whole number"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laws.law_cases import COMPRESSORS, SPANS, each_case, keys, same_bits, vector
+from laws.law_cases import COMPRESSORS, SPANS, each_case, same_bits, vector
 
 import thinwire as tw
 from thinwire import Key, kernels

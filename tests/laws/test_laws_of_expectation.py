@@ -62,8 +62,7 @@ def check_unbiased(drawn: Tensor, u: Tensor) -> None:
     """
     n, mean, t = len(drawn), drawn.mean(0), math.log(2 * TESTS / CHANCE)
     allowed = drawn.std(0) * math.sqrt(2 * t / n)
-    spread = drawn.std(0) > 0
-    allowed += spread * (7 * 2 * float(drawn.abs().max()) * t / (3 * (n - 1)))
+    allowed += 7 * 2 * float(drawn.abs().max()) * t / (3 * (n - 1))
     # 24-bit uniforms and float32 decoding leave a bias of their own below this.
     slack = 1e-6 * float(u.abs().max())
     assert bool(((mean - u.double()).abs() <= allowed + slack).all()), (mean, u, allowed)
@@ -82,14 +81,14 @@ def check_contraction(drawn: Tensor, u: Tensor, gamma: float) -> None:
 @pytest.mark.parametrize("C", unbiased, ids=repr)
 def test_unbiased_operators_are_right_on_average(C: Compressor) -> None:
     for name in ("normal", "one_hot", "one_sided", "two_scale"):
-        check_unbiased(samples(C, INPUTS[name], 1600), INPUTS[name])
+        check_unbiased(samples(C, INPUTS[name], 1000), INPUTS[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("C", unbiased, ids=repr)
 def test_unbiased_operators_are_right_on_average_over_many_keys(C: Compressor) -> None:
     for u in INPUTS.values():
-        check_unbiased(samples(C, u, 40_000), u)
+        check_unbiased(samples(C, u, 6000), u)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_biased_operators_are_called_biased_and_are(C: Compressor) -> None:
 def test_the_contraction_holds(C: Compressor) -> None:
     gamma = C.contraction(N_ENTRIES)
     for u in INPUTS.values():
-        check_contraction(samples(C, u, 400), u, gamma)
+        check_contraction(samples(C, u, 240), u, gamma)
 
 
 @pytest.mark.slow
@@ -126,7 +125,7 @@ def test_the_contraction_holds(C: Compressor) -> None:
 def test_the_contraction_holds_over_many_keys(C: Compressor) -> None:
     gamma = C.contraction(N_ENTRIES)
     for u in INPUTS.values():
-        check_contraction(samples(C, u, 20_000), u, gamma)
+        check_contraction(samples(C, u, 2000), u, gamma)
 
 
 @compressors

@@ -368,10 +368,10 @@ def mixed(first: torch.nn.Module, second: torch.nn.Module, **arguments) -> tw.Lo
 def test_workers_with_other_shapes_or_names_are_refused() -> None:
     other = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
     with pytest.raises(
-        tw.ConfigError, match=r"tensor 0: 0.weight \(4, 6\) against 0.weight \(5, 6\)"
+        tw.ConfigError, match=r"tensor 0: 0.weight \(4, 6\).* against 0.weight \(5, 6\)"
     ):
         mixed(net(), other)
-    with pytest.raises(tw.ConfigError, match=r"tensor 2: none against 2.weight \(3, 5\)"):
+    with pytest.raises(tw.ConfigError, match=r"tensor 2: none .*2.weight \(3, 5\)"):
         mixed(net(), net()[:1])
     renamed = torch.nn.Sequential(*net().children(), torch.nn.Identity())
     mixed(net(), renamed)

@@ -259,7 +259,7 @@ def test_a_domain_is_a_tensor_or_with_scope_global_the_vector() -> None:
     by_tensor, whole = TopK(k=1), TopK(k=2, scope="global")
     u = torch.zeros(33)
     u[[3, 15]] = 1.0
-    assert body_of(by_tensor, u, SPANS)[:4] == bytes([2, 3, 2, 2])
+    assert body_of(by_tensor, u, SPANS)[:4] == bytes([3 | 1 << 3, 0b101, 3, 0b011])
     assert body_of(whole, u, SPANS)[0] in (2, 3 | 2 << 3, 3 | 3 << 3)
     chunked = TopK(k=1, scope="chunk", chunk=10)
     payload = chunked.compress(U, KEY, SPANS)

@@ -132,9 +132,10 @@ def test_signtopk_at_the_papers_setting_fits_in_90_bytes() -> None:
         frame = seal(Kind.SAID, HERE, pack(C.compress(u, Key(seed), None), C))
         sizes.append(len(frame))
         assert len(frame) <= 90, (seed, len(frame))
+    # 26 + 1 + 45 to 47 + 4 + 5 where the kept ones lie anywhere, log2 C(7850, 40) being 353 bits.
     uniform = sizes[::4]
-    assert 83 <= min(uniform)
-    assert max(uniform) <= 88
+    assert min(uniform) >= 80
+    assert max(uniform) <= 83
 
 
 def test_the_overhead_of_a_frame_is_at_most_32_bytes() -> None:

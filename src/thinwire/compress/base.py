@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.compress.layout import Layout, Scope, cut, sums_within
 from thinwire.errors import ConfigError
 from thinwire.flat import Spans, starts_of
@@ -165,7 +165,7 @@ class Compressor(Value, ABC):
         Returns:
             (d,) float32, exactly what every receiver of the frame decodes.
         """
-        said = torch.zeros(payload.layout.d)
+        said = host.zeros(payload.layout.d)
         self.accumulate(said, payload)
         return said
 
@@ -216,7 +216,7 @@ def _layout(sparsifier: Sparsifier, quantizer: Quantizer, spans: Spans) -> Layou
     groups = cut(spans, scope, sparsifier.chunk)
     lengths = groups.diff().tolist()
     memo = {n: sparsifier.count(n, quantizer.width) for n in set(lengths)}
-    counts = torch.tensor([memo[n] for n in lengths], dtype=torch.int64)
+    counts = host.ints([memo[n] for n in lengths])
     domains = groups if scope != "chunk" else spans.starts
     domain_counts = counts if scope != "chunk" else sums_within(counts, groups, domains)
     block_lengths = quantizer.cut(counts.tolist())
@@ -226,6 +226,6 @@ def _layout(sparsifier: Sparsifier, quantizer: Quantizer, spans: Spans) -> Layou
         counts=counts,
         domains=domains,
         domain_counts=domain_counts,
-        blocks=starts_of(torch.tensor(block_lengths, dtype=torch.int64)),
-        codes=starts_of(torch.tensor([quantizer.padded(n) for n in block_lengths])),
+        blocks=starts_of(host.ints(block_lengths)),
+        codes=starts_of(host.ints([quantizer.padded(n) for n in block_lengths])),
     )

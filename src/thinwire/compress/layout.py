@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.flat import Spans, starts_of
 
 Scope = Literal["tensor", "chunk", "global"]
@@ -62,7 +63,7 @@ class Layout:
         """Returns a fact of each block's length, (B,) float32."""
         lengths = self.blocks.diff().tolist()
         memo = {n: fact(n) for n in set(lengths)}
-        return torch.tensor([memo[n] for n in lengths], dtype=torch.float32)
+        return host.floats([memo[n] for n in lengths])
 
 
 def cut(spans: Spans, scope: Scope, chunk: int) -> Tensor:
@@ -83,8 +84,8 @@ def cut(spans: Spans, scope: Scope, chunk: int) -> Tensor:
     if scope == "tensor":
         return spans.starts
     if scope == "global":
-        return torch.tensor([0, spans.d])
-    return starts_of(torch.tensor(pieces(spans.sizes, chunk), dtype=torch.int64))
+        return host.ints([0, spans.d])
+    return starts_of(host.ints(pieces(spans.sizes, chunk)))
 
 
 def pieces(lengths: Sequence[int], size: int) -> list[int]:

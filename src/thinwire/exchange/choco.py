@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.consensus import agreed_step, check_step, known_step
@@ -53,7 +53,7 @@ class Choco(Exchange):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "Choco", differences=True)
-        return {"p": torch.zeros(here.spans.d), "r": torch.zeros(here.spans.d)}
+        return {"p": host.zeros(here.spans.d), "r": host.zeros(here.spans.d)}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p, r = mem["p"], mem["r"]
@@ -62,5 +62,5 @@ class Choco(Exchange):
         heard = yield from mix(u, here, self.topology, silent)
         step = known_step(self.gamma, mem) or (yield from agreed_step(u, heard.said, here))
         p = p - heard.said + heard.mixed
-        pull = step.get("gamma", torch.tensor(0.0)) * p
+        pull = step.get("gamma", host.float_(0.0)) * p
         return delta + pull, {"p": p, "r": u - heard.said + pull, **step}

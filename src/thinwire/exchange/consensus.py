@@ -6,9 +6,9 @@ import math
 import struct
 from collections.abc import Generator
 
-import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.exchange.base import Here, Memory
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.value import in_range
@@ -28,7 +28,7 @@ def check_step(owner: object, gamma: float | None) -> None:
 def known_step(gamma: float | None, mem: Memory) -> Memory | None:
     """Returns the consensus step as memory keeps it, or None where it is yet to be measured."""
     if gamma is not None:
-        return {"gamma": torch.tensor(gamma)}
+        return {"gamma": host.float_(gamma)}
     return {"gamma": mem["gamma"]} if "gamma" in mem else None
 
 
@@ -47,7 +47,7 @@ def agreed_step(u: Tensor, said: Tensor, here: Here) -> Generator[Ask, Answer, M
     left = float((u.double() - said.double()).square().sum())
     own = 1 - left / square if square > 0 else float("nan")
     mean = yield from agreed_mean(own, here)
-    return {} if math.isnan(mean) else {"gamma": torch.tensor(min(1.0, max(1e-6, SAFETY * mean)))}
+    return {} if math.isnan(mean) else {"gamma": host.float_(min(1.0, max(1e-6, SAFETY * mean)))}
 
 
 def agreed_mean(own: float, here: Here) -> Generator[Ask, Answer, float]:

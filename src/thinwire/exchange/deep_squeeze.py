@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.consensus import agreed_step, check_step, known_step
@@ -45,12 +45,12 @@ class DeepSqueeze(Exchange):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "DeepSqueeze", differences=False)
-        return {"residual": torch.zeros(here.spans.d)}
+        return {"residual": host.zeros(here.spans.d)}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         v = anchor - delta + mem["residual"]
         heard = yield from mix(v, here, self.topology)
         step = known_step(self.gamma, mem) or (yield from agreed_step(v, heard.said, here))
-        gamma = step.get("gamma", torch.tensor(0.0))
+        gamma = step.get("gamma", host.float_(0.0))
         direction = delta - gamma * (heard.mixed - heard.said)
         return direction, {"residual": v - heard.said, **step}

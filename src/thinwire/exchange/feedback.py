@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Here, Memory
@@ -127,7 +127,7 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
 
 def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:
     """Returns the memory of a worker that owes nothing yet."""
-    return {"residual": torch.zeros(here.spans.d)} if isinstance(feedback, Feedback) else {}
+    return {"residual": host.zeros(here.spans.d)} if isinstance(feedback, Feedback) else {}
 
 
 def keep(mem: Memory, residual: Tensor | None) -> Memory:

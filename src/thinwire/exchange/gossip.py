@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix
@@ -48,7 +48,7 @@ class Gossip(Exchange):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "Gossip", differences=True)
-        return {"p": torch.zeros(here.spans.d)}
+        return {"p": host.zeros(here.spans.d)}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p = mem["p"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.errors import NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
@@ -51,7 +50,7 @@ def mean(readers: list[Reader], here: Here) -> Tensor:
     Raises:
         NonFiniteError: finite messages sum to an infinity.
     """
-    C, total = here.compressor, torch.zeros(here.spans.d)
+    C, total = here.compressor, host.zeros(here.spans.d)
     for rank, reader in enumerate(readers):
         C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank)))
     total /= here.N

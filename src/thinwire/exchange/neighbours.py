@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError, FrameError, NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
@@ -76,7 +75,7 @@ def mix(
     if broken >= 0:
         raise error
     told = dict(zip(speakers, frames, strict=True))
-    mixed = torch.zeros(spans.d)
+    mixed = host.zeros(spans.d)
     for j, weight in row.items():
         payload = own
         if j != rank:
@@ -92,7 +91,7 @@ def mix(
                 reader.end()
         if payload is not None:
             C.accumulate(mixed, payload, weight)
-    said = torch.zeros(spans.d) if own is None else C.decompress(own)
+    said = host.zeros(spans.d) if own is None else C.decompress(own)
     return Heard(said, mixed)
 
 

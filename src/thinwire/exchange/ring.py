@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.feedback import (
@@ -76,7 +77,7 @@ class Ring(Exchange):
         """Returns the form this exchange takes with that operator, and why.
 
         Example:
-            >>> from thinwire import QSGD, Sign, TopK
+            >>> from thinwire import QSGD, Sign, TopK, host
             >>> Ring().choose(QSGD(bits=8, scale="none"))[0]
             'two-phase'
             >>> Ring().choose(TopK(density=0.01) >> Sign())[0]
@@ -161,7 +162,7 @@ class Ring(Exchange):
             takes = tuple(Take(rank, piece.bound) for rank in range(N) if rank != r)
             frames = yield from turn((), takes)
             told = dict(zip((take.source for take in takes), frames, strict=True))
-            t = torch.zeros(piece.high - piece.low)
+            t = host.zeros(piece.high - piece.low)
             for rank in range(N):
                 own = u[piece.low : piece.high]
                 t += own if rank == r else trouble.hear(told[rank], piece, rank)

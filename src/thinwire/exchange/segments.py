@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.hear import ALL_RANKS
@@ -104,13 +104,13 @@ class Trouble:
             return here.compressor.decompress(payload)
 
         said = self._read(frame, piece, speaker, decode)
-        return torch.zeros(piece.high - piece.low) if said is None else said
+        return host.zeros(piece.high - piece.low) if said is None else said
 
     def hear_bits(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
         """Returns the bits a frame of this piece says, (n,) int32; the same otherwise."""
         n = piece.high - piece.low
         bits = self._read(frame, piece, speaker, lambda reader: reader.codes(n, 1, "bits"))
-        return torch.zeros(n, dtype=torch.int32) if bits is None else bits
+        return torch.zeros(n, dtype=torch.int32, device=host.CPU) if bits is None else bits
 
     def speak(self, z: Tensor, piece: Piece) -> tuple[bytes, Tensor]:
         """Returns the frame that says C(z), and v = C(z) as its hearers decode it.

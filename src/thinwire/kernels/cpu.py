@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import torch
 
+from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_index import decode_index, encode_index
 from thinwire.kernels.numba_support import Array, Number, array, bits, kernel
@@ -72,7 +73,7 @@ def _fill_words(out: Array, first: Number, k0: Number, k1: Number) -> None:
 
 def words(n: int, key: Key) -> torch.Tensor:
     """Agrees bit for bit with `reference.words`."""
-    out = torch.empty(n, dtype=torch.int64)
+    out = host.empty(n, torch.int64)
     _fill_words(out.numpy(), np.uint32(0), *_key(key))
     return out
 
@@ -198,7 +199,7 @@ def topk(u: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor) -> torch.T
     """Agrees bit for bit with `reference.topk`, by radix select."""
     checks.check_vector(u, starts)
     checks.check_counts(counts, starts)
-    out = torch.empty(int(counts.sum()), dtype=torch.int64)
+    out = host.empty(int(counts.sum()), torch.int64)
     _topk(bits(u), array(starts), array(counts), out.numpy())
     return out
 
@@ -226,7 +227,7 @@ def _randk(starts: Array, counts: Array, k0: Number, k1: Number, out: Array) -> 
 def randk(starts: torch.Tensor, counts: torch.Tensor, key: Key) -> torch.Tensor:
     """Agrees bit for bit with `reference.randk`."""
     checks.check_counts(counts, starts)
-    out = torch.empty(int(counts.sum()), dtype=torch.int64)
+    out = host.empty(int(counts.sum()), torch.int64)
     _randk(array(starts), array(counts), *_key(key), out.numpy())
     return out
 
@@ -283,7 +284,7 @@ def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
     """Agrees bit for bit with `reference.norms`."""
     checks.check_vector(v, starts)
     checks.check_kind(kind)
-    out = torch.empty(starts.numel() - 1)
+    out = host.empty(starts.numel() - 1)
     place = checks.KINDS.index(kind)
     _norms(array(v), bits(v), array(starts), place, out.numpy())
     return out
@@ -316,7 +317,7 @@ def _extrema(v: Array, starts: Array, lows: Array, highs: Array) -> None:
 def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.extrema`."""
     checks.check_vector(v, starts)
-    lows, highs = torch.empty(starts.numel() - 1), torch.empty(starts.numel() - 1)
+    lows, highs = host.empty(starts.numel() - 1), host.empty(starts.numel() - 1)
     _extrema(array(v), array(starts), lows.numpy(), highs.numpy())
     return lows, highs
 
@@ -357,7 +358,7 @@ def quantize(
     checks.check_vector(v, starts)
     checks.check_per_group(starts, norms)
     checks.check_levels(levels)
-    out = torch.empty(v.numel(), dtype=torch.int16)
+    out = host.empty(v.numel(), torch.int16)
     top = np.float32(levels)
     _quantize(array(v), array(starts), array(norms), top, *_key(key), out.numpy())
     return out
@@ -396,7 +397,7 @@ def quantize_levels(
     checks.check_vector(v, starts)
     checks.check_per_group(starts, lo, step)
     checks.check_unsigned_levels(levels)
-    out = torch.empty(v.numel(), dtype=torch.int32)
+    out = host.empty(v.numel(), torch.int32)
     top = np.float32(levels)
     arrays = array(v), array(starts), array(lo), array(step)
     _quantize_levels(*arrays, top, *_key(key), out.numpy())
@@ -416,7 +417,7 @@ def fit(v: torch.Tensor, codes: torch.Tensor, starts: torch.Tensor) -> torch.Ten
     """Agrees bit for bit with `reference.fit`."""
     checks.check_vector(v, starts)
     checks.check_lengths(v, codes)
-    out = torch.empty(starts.numel() - 1)
+    out = host.empty(starts.numel() - 1)
     _fit(array(v), array(codes), array(starts), out.numpy())
     return out
 
@@ -435,7 +436,7 @@ def decode(codes: torch.Tensor, starts: torch.Tensor, units: torch.Tensor) -> to
     """Agrees bit for bit with `reference.decode`."""
     checks.check_starts(starts, codes.numel())
     checks.check_per_group(starts, units)
-    out = torch.empty(codes.numel())
+    out = host.empty(codes.numel())
     _decode(array(codes), array(starts), array(units), out.numpy())
     return out
 
@@ -448,7 +449,7 @@ def _signs(v: Array, out: Array) -> None:
 
 def signs(v: torch.Tensor) -> torch.Tensor:
     """Agrees bit for bit with `reference.signs`."""
-    out = torch.empty(v.numel(), dtype=torch.int16)
+    out = host.empty(v.numel(), torch.int16)
     _signs(array(v), out.numpy())
     return out
 
@@ -537,7 +538,7 @@ def hadamard(
 ) -> torch.Tensor:
     """Agrees bit for bit with `reference.hadamard`."""
     checks.check_rotation(starts, out_starts, v.numel(), inverse)
-    out = torch.empty(int(starts[-1] if inverse else out_starts[-1]))
+    out = host.empty(int(starts[-1] if inverse else out_starts[-1]))
     layout = array(starts), array(out_starts)
     _rotate(array(v), *layout, *_key(key), bool(inverse), out.numpy())
     return out
@@ -593,7 +594,7 @@ def _pack(codes: Array, width: Number, out: Array) -> None:
 def pack(codes: torch.Tensor, width: int) -> torch.Tensor:
     """Agrees bit for bit with `reference.pack`."""
     checks.check_width(width)
-    out = torch.empty((codes.numel() * width + 7) // 8, dtype=torch.uint8)
+    out = host.empty((codes.numel() * width + 7) // 8, torch.uint8)
     _pack(array(codes), width, out.numpy())
     return out
 
@@ -640,7 +641,7 @@ def _unpack(data: Array, width: Number, out: Array) -> None:
 def unpack(data: torch.Tensor, n: int, width: int) -> torch.Tensor:
     """Agrees bit for bit with `reference.unpack`."""
     checks.check_packed(data, n, width)
-    out = torch.empty(n, dtype=torch.int32)
+    out = host.empty(n, torch.int32)
     _unpack(array(data), width, out.numpy())
     return out
 
@@ -684,8 +685,8 @@ def warm() -> None:
 
 def _call_each() -> None:
     key = (1, 2)
-    v = torch.tensor([1.0, -2.0, 3.0])
-    starts, counts, padded = torch.tensor([0, 3]), torch.tensor([2]), torch.tensor([0, 4])
+    v = host.floats([1.0, -2.0, 3.0])
+    starts, counts, padded = host.ints([0, 3]), host.ints([2]), host.ints([0, 4])
     words(3, key)
     first_nonfinite(v, starts)
     randk(starts, counts, key)
@@ -701,5 +702,5 @@ def _call_each() -> None:
     unpack(pack(levels, 4), 3, 4)
     index = topk(v, starts, counts)
     decode_index(encode_index(index, counts, starts), counts, starts)
-    accumulate(torch.zeros(3), None, v)
-    accumulate(torch.zeros(3), index, v[:2])
+    accumulate(host.zeros(3), None, v)
+    accumulate(host.zeros(3), index, v[:2])

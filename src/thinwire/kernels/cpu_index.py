@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from thinwire import host
 from thinwire.kernels import reference
 from thinwire.kernels.checks import check_counts, check_typed
 from thinwire.kernels.numba_support import Array, Number, array, kernel
@@ -171,7 +172,7 @@ def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
     size = _choose(flat, sizes, edges, tags)
     if size < 0:
         raise ValueError("indices must ascend within their groups")
-    out = torch.empty(size, dtype=torch.uint8)
+    out = host.empty(size, torch.uint8)
     _write(flat, sizes, edges, tags, out.numpy())
     return out
 
@@ -331,7 +332,7 @@ def decode_index(
     """Agrees bit for bit with `reference.decode_index`, problems included."""
     check_counts(counts, starts)
     check_typed(data, torch.uint8)
-    out = torch.empty(int(counts.sum()), dtype=torch.int64)
+    out = host.empty(int(counts.sum()), torch.int64)
     status, a, b, used = _read(array(data), array(counts), array(starts), out.numpy())
     if status != _FINE:
         return None, 0, reference.explain(int(status), int(a), int(b))

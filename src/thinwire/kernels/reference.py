@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 
+from thinwire import host
 from thinwire.kernels.checks import (
     check_counts,
     check_index,
@@ -110,7 +111,7 @@ def words(n: int, key: Key) -> torch.Tensor:
         >>> words(3, (1, 2)).tolist()
         [1605432451, 594247184, 1149146761]
     """
-    x = torch.arange(n, dtype=torch.int64) & MASK32
+    x = torch.arange(n, dtype=torch.int64, device=host.CPU) & MASK32
     x = (_times(x, 0x9E3779B1) + key[0]) & MASK32
     x ^= x >> 16
     x = (_times(x, 0x7FEB352D) + key[1]) & MASK32
@@ -139,7 +140,7 @@ def first_nonfinite(u: torch.Tensor, starts: torch.Tensor) -> int:
 
 
 def _first_of(keys: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    kept = [torch.empty(0, dtype=torch.int64)]
+    kept = [host.empty(0, torch.int64)]
     for (lo, hi), k in zip(_groups(starts), counts.tolist(), strict=True):
         order = torch.sort(keys[lo:hi], stable=True).indices[:k]
         kept.append(order.sort().values + lo)
@@ -201,7 +202,7 @@ def _lane_sum(x: torch.Tensor) -> float:
 
 def _float32(values: list[float]) -> torch.Tensor:
     # torch answers a float64 beyond the range with infinity; a norm of finite values stays finite.
-    wide = torch.tensor(values, dtype=torch.float64)
+    wide = torch.tensor(values, dtype=torch.float64, device=host.CPU)
     return torch.where(wide.isinf(), wide, wide.clamp(max=FLOAT32_MAX)).to(torch.float32)
 
 
@@ -255,10 +256,10 @@ def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.
         ([-4.0, 2.0], [3.0, 2.0])
     """
     check_vector(v, starts)
-    empty = torch.zeros(1)
+    empty = host.zeros(1)
     pairs = [torch.aminmax(v[lo:hi] if hi > lo else empty) for lo, hi in _groups(starts)]
-    lows = torch.tensor([float(lo) for lo, _ in pairs], dtype=torch.float32)
-    highs = torch.tensor([float(hi) for _, hi in pairs], dtype=torch.float32)
+    lows = host.floats([float(lo) for lo, _ in pairs])
+    highs = host.floats([float(hi) for _, hi in pairs])
     return lows + 0.0, highs + 0.0
 
 
@@ -296,10 +297,10 @@ def quantize(
     check_vector(v, starts)
     check_per_group(starts, norms)
     check_levels(levels)
-    top = torch.tensor(float(levels))
-    one, lift = torch.tensor(1.0), torch.tensor(2.0**100)
+    top = host.float_(float(levels))
+    one, lift = host.float_(1.0), host.float_(2.0**100)
     scale = torch.where(norms >= 2.0**-100, one, lift)
-    rate = torch.where(norms == 0, torch.tensor(0.0), top / (norms * scale))
+    rate = torch.where(norms == 0, host.float_(0.0), top / (norms * scale))
     y = torch.minimum(v.abs() * _spread(scale, starts) * _spread(rate, starts), top)
     code = _round(y, key).clamp(max=levels)
     return torch.where(v < 0, -code, code).to(torch.int16)
@@ -339,10 +340,10 @@ def quantize_levels(
     check_vector(v, starts)
     check_per_group(starts, lo, step)
     check_unsigned_levels(levels)
-    c = torch.where(step >= 1, torch.tensor(0.5), torch.tensor(1.0))
+    c = torch.where(step >= 1, host.float_(0.5), host.float_(1.0))
     width = _spread(step * c, starts)
     y = (v * _spread(c, starts) - _spread(lo * c, starts)) / width
-    y = torch.where(width == 0, torch.tensor(0.0), y.clamp(0, levels))
+    y = torch.where(width == 0, host.float_(0.0), y.clamp(0, levels))
     return _round(y, key)
 
 
@@ -372,7 +373,7 @@ def fit(v: torch.Tensor, codes: torch.Tensor, starts: torch.Tensor) -> torch.Ten
         x, q = v[lo:hi].to(torch.float64), codes[lo:hi].to(torch.float64)
         below = _lane_sum(q * q)
         units.append(_lane_sum(x * q) / below if below else 0.0)
-    return torch.tensor(units, dtype=torch.float64).to(torch.float32)
+    return torch.tensor(units, dtype=torch.float64, device=host.CPU).to(torch.float32)
 
 
 def decode(codes: torch.Tensor, starts: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
@@ -448,16 +449,16 @@ def hadamard(
     """
     check_rotation(starts, out_starts, v.numel(), inverse)
     flips = 1.0 - 2.0 * (words(int(out_starts[-1]), key) & 1).to(torch.float32)
-    parts = [torch.empty(0)]
+    parts = [host.empty(0)]
     for (lo, hi), (start, end) in zip(_groups(starts), _groups(out_starts), strict=True):
         if hi == lo:
             continue
         flip = flips[start:end]
-        factor = torch.tensor(1.0 / math.sqrt(end - start), dtype=torch.float32)
+        factor = host.float_(1.0 / math.sqrt(end - start))
         if inverse:
             parts.append((_butterflies(v[start:end]) * factor * flip)[: hi - lo])
         else:
-            padded = torch.cat([v[lo:hi], torch.zeros(end - start - (hi - lo))])
+            padded = torch.cat([v[lo:hi], host.zeros(end - start - (hi - lo))])
             parts.append(_butterflies(padded * flip) * factor)
     return torch.cat(parts)
 
@@ -480,9 +481,9 @@ def pack(codes: torch.Tensor, width: int) -> torch.Tensor:
         [33, 3]
     """
     check_width(width)
-    bits = ((codes[:, None] >> torch.arange(width)) & 1).flatten()
+    bits = ((codes[:, None] >> torch.arange(width, device=host.CPU)) & 1).flatten()
     padded = torch.cat([bits, bits.new_zeros(-bits.numel() % 8)]).view(-1, 8)
-    return (padded << torch.arange(8)).sum(1).to(torch.uint8)
+    return (padded << torch.arange(8, device=host.CPU)).sum(1).to(torch.uint8)
 
 
 def unpack(data: torch.Tensor, n: int, width: int) -> torch.Tensor:
@@ -504,8 +505,10 @@ def unpack(data: torch.Tensor, n: int, width: int) -> torch.Tensor:
         [1, 2, 3]
     """
     check_packed(data, n, width)
-    bits = ((data[:, None].to(torch.int64) >> torch.arange(8)) & 1).flatten()[: n * width]
-    return (bits.view(n, width) << torch.arange(width)).sum(1).to(torch.int32)
+    bits = ((data[:, None].to(torch.int64) >> torch.arange(8, device=host.CPU)) & 1).flatten()[
+        : n * width
+    ]
+    return (bits.view(n, width) << torch.arange(width, device=host.CPU)).sum(1).to(torch.int32)
 
 
 def _fixed_width(length: int) -> int:
@@ -577,8 +580,8 @@ def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
             raise ValueError("indices must ascend within their groups")
         tag, bits = _cheapest(positions, hi - lo)
         out.append(tag)
-        out += bytes(pack(torch.tensor(bits, dtype=torch.int32), 1).tolist())
-    return torch.tensor(list(out), dtype=torch.uint8)
+        out += bytes(pack(torch.tensor(bits, dtype=torch.int32, device=host.CPU), 1).tolist())
+    return torch.tensor(list(out), dtype=torch.uint8, device=host.CPU)
 
 
 class _Refused(Exception):
@@ -692,7 +695,7 @@ def decode_index(
             index += [lo + p for p in _read_group(reader, k, hi - lo)]
     except _Refused as refused:
         return None, 0, refused.problem
-    return torch.tensor(index, dtype=torch.int64), reader.at // 8, ""
+    return host.ints(index), reader.at // 8, ""
 
 
 def index_bytes_bound(counts: torch.Tensor, starts: torch.Tensor) -> int:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from thinwire import host
 from thinwire.errors import FrameError, PeerLost, RoundTimeout, TransportError
 from thinwire.transport.base import Post, Take, Turn
 
@@ -119,7 +120,9 @@ class DistributedTransport:
                 work.wait()
 
     def _receive(self, takes: list[tuple[int, int]]) -> list[bytes]:
-        buffers = [torch.zeros(n, dtype=torch.uint8, device=self._device) for _, n in takes]
+        buffers = [
+            torch.zeros(n, dtype=torch.uint8, device=self._device or host.CPU) for _, n in takes
+        ]
         works: list[tuple[Any, int]] = []
         for (source, n), buffer in zip(takes, buffers, strict=True):
             if n:

@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.compress import Codes, Compressor, Payload
 from thinwire.errors import FrameError
 from thinwire.flat import Spans
@@ -40,7 +40,7 @@ class Reader:
     def floats(self, n: int, what: str) -> Tensor:
         """Returns the next n float32, each finite."""
         values = as_tensor(self.take(4 * n, what)).view(torch.float32)
-        if kernels.active().first_nonfinite(values, torch.tensor([0, n])) >= 0:
+        if kernels.active().first_nonfinite(values, host.ints([0, n])) >= 0:
             self.fail(f"{what} holds a NaN or an infinity")
         return values
 
@@ -74,7 +74,7 @@ class Reader:
 def as_tensor(data: memoryview | bytes) -> Tensor:
     """Returns the bytes as (n,) uint8."""
     if not len(data):
-        return torch.zeros(0, dtype=torch.uint8)
+        return host.empty(0, torch.uint8)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
@@ -128,7 +128,7 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     if sparsifier.says_index:
         index: Tensor | None = reader.index(at.domain_counts, at.domains)
     else:
-        index = sparsifier.select(torch.empty(0), at, key)
+        index = sparsifier.select(host.empty(0), at, key)
     if quantizer.scales == 0:
         return Payload(at, index, reader.floats(at.kept, "values"), key)
     scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
@@ -146,7 +146,7 @@ def pack_sparse(index: Tensor, values: Tensor, d: int) -> bytes:
         values: (n,) float32.
         d: entries of the vector.
     """
-    counts, domain = torch.tensor([len(index)]), torch.tensor([0, d])
+    counts, domain = host.ints([len(index)]), host.ints([0, d])
     section = kernels.active().encode_index(index, counts, domain)
     return len(index).to_bytes(6, "little") + as_bytes(section) + as_bytes(values)
 
@@ -160,7 +160,7 @@ def unpack_sparse(reader: Reader, d: int) -> Tensor:
     n = int.from_bytes(reader.take(6, "count"), "little")
     if n > d or 4 * n > len(reader):
         reader.fail(f"{n} entries are announced; d is {d} and {len(reader)} bytes are left")
-    index = reader.index(torch.tensor([n]), torch.tensor([0, d]))
-    vector = torch.zeros(d)
+    index = reader.index(host.ints([n]), host.ints([0, d]))
+    vector = host.zeros(d)
     vector[index] = reader.floats(n, "values")
     return vector

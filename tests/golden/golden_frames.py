@@ -1,0 +1,102 @@
+"""Every frame that is frozen, by name: each kind, each operator, each index code, each reply."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+import thinwire as tw
+from thinwire import QSGD, Identity, Key, Levels, RandK, Rotated, Sign, Ternary, TopK
+from thinwire.compress import Compressor
+from thinwire.flat import Spans
+from thinwire.wire.body import as_bytes, pack, pack_sparse
+from thinwire.wire.frame import Address, Kind, seal
+
+SPANS = Spans(("conv.weight", "conv.bias", "none", "scale", "fc"), ((8, 3), (8,), (0,), (), (9, 7)))
+HERE = Address(run=0x1234ABCD, round=258, rank=3, part=0)
+KEY = Key(seed=7, round=258, rank=3)
+
+OPERATORS: dict[str, Compressor] = {
+    "identity": Identity(),
+    "topk": TopK(k=5),
+    "topk_global": TopK(density=0.1, scope="global"),
+    "topk_chunk": TopK(k=2, scope="chunk", chunk=16),
+    "topk_small_dense": TopK(density=0.7, small_dense=True),
+    "randk": RandK(k=5),
+    "randk_rescaled": RandK(density=0.25, rescale=True),
+    "sign": Sign(),
+    "sign_bucket": Sign(bucket=10),
+    "qsgd_fit": QSGD(bits=4),
+    "qsgd_beta": QSGD(levels=5, scale="beta"),
+    "qsgd_none_max": QSGD(bits=8, norm="max", scale="none", bucket=16),
+    "levels_fit": Levels(),
+    "levels_beta": Levels(levels=3, scale="beta"),
+    "levels_none": Levels(levels=300, scale="none", scope="global"),
+    "rotated_fit": Rotated(),
+    "rotated_none": Rotated(levels=7, scale="none", bucket=16),
+    "ternary": Ternary(),
+    "ternary_none": Ternary(scale="none", scope="global"),
+    "topk_sign": TopK(k=5) >> Sign(),
+    "topk_qsgd": TopK(density=0.2) >> QSGD(bits=3),
+    "topk_levels": TopK(k=7, scope="global") >> Levels(levels=7),
+    "topk_rotated": TopK(k=6) >> Rotated(levels=15, bucket=4),
+    "topk_ternary": TopK(k=6) >> Ternary(bucket=4),
+    "randk_sign": RandK(k=6) >> Sign(),
+    "randk_qsgd": RandK(density=0.3) >> QSGD(levels=2, norm="max"),
+}
+
+
+def vector() -> torch.Tensor:
+    """Half-integers over a power of two: exact in every float, and made by no generator."""
+    i = torch.arange(SPANS.d, dtype=torch.float32)
+    return ((i * 37 + 11) % 97 - 48) / 32
+
+
+def said(C: Compressor) -> bytes:
+    return seal(Kind.SAID, HERE, pack(C.compress(vector(), KEY, SPANS), C))
+
+
+def _index(body: bytes) -> bytes:
+    return seal(Kind.REPLY, HERE, b"\x01" + body)
+
+
+def _union(at: list[int], d: int) -> bytes:
+    return _index(pack_sparse(torch.tensor(at, dtype=torch.int64), torch.ones(len(at)), d))
+
+
+def _json(data: object) -> bytes:
+    return json.dumps(data).encode()
+
+
+def frames() -> dict[str, bytes]:
+    """Returns every frozen frame, by the name of its file."""
+    sign = TopK(k=5) >> Sign()
+    bodies = [pack(sign.compress(vector() * s, KEY, SPANS), sign) for s in (1, -2)]
+    tensors = [[n, list(s)] for n, s in zip(SPANS.names, SPANS.shapes, strict=True)]
+    timeless = Address(0, 0, 3)
+    out = {f"said_{name}": said(C) for name, C in OPERATORS.items()}
+    out |= {
+        "hello": seal(Kind.HELLO, timeless, _json({"thinwire": "0", "tensors": tensors})),
+        "verdict": seal(Kind.VERDICT, timeless, _json({"error": None, "run": 1, "equal": True})),
+        "vector": seal(Kind.VECTOR, HERE, as_bytes(vector())),
+        "alarm": seal(Kind.ALARM, HERE, (4).to_bytes(4, "little")),
+        "alarm_of_none": seal(Kind.ALARM, HERE, b"\xff" * 4),
+        "refusal": seal(Kind.REFUSAL, HERE, _json({"nonfinite": [[1, "fc"]]})),
+        "refusal_of_a_frame": seal(Kind.REFUSAL, HERE, _json({"frame": "truncated"})),
+        "reply_dense": seal(Kind.REPLY, HERE, b"\x00" + as_bytes(vector())),
+        "reply_bundle": seal(Kind.REPLY, HERE, b"\x02" + b"".join(bodies)),
+        "reply_compressed": seal(Kind.REPLY, HERE, b"\x03" + bodies[0]),
+        "index_none": _union([], 50),
+        "index_all": _union(list(range(9)), 9),
+        "index_bitmap": _union([0, 1, 3, 4, 5, 7, 8, 10, 12, 13, 15], 16),
+        "index_fixed": _union([100, 101], 128),
+        "index_rice": _union([3, 17, 30, 55, 61, 90, 104, 126], 128),
+        "index_rice_of_large_gaps": _union([5000, 11000, 16383], 20000),
+        "empty_body_part_1": seal(Kind.SAID, Address(1, 2, 65535, 1), b""),
+    }
+    return out
+
+
+def read_back(name: str) -> tw.Compressor:
+    return OPERATORS[name.removeprefix("said_")]
