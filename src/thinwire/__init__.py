@@ -26,7 +26,6 @@ from thinwire.errors import (
 )
 from thinwire.exchange import AllReduce, Exchange, Feedback, Gather, NoFeedback, Server
 from thinwire.keys import Key
-from thinwire.local_sgd import LocalSGD, RoundReport, Seat
 from thinwire.outer import Average, Nesterov, Outer
 from thinwire.presets import (
     PRESETS,
@@ -37,6 +36,7 @@ from thinwire.presets import (
     topk_sgd,
     vanilla,
 )
+from thinwire.shell import LocalSGD, RoundReport, Seat
 from thinwire.simulate import LockStep
 from thinwire.version import __version__
 

@@ -30,8 +30,11 @@ def H_at(H: HSchedule, round: int) -> int:
         return H
     if isinstance(H, tuple):
         return [steps for first, steps in H if first <= round][-1]
-    steps = H(round)
-    if not isinstance(steps, int) or steps < 1:
+    try:
+        steps = H(round)
+    except Exception as error:
+        raise ConfigError(f"H({round}) failed: {type(error).__name__}: {error}") from error
+    if type(steps) is not int or steps < 1:
         raise ConfigError(f"H({round}) returned {steps!r}; it must be a whole number >= 1")
     return steps
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from thinwire.errors import ConfigError
 from thinwire.exchange.driver import lockstep
-from thinwire.local_sgd import LocalSGD
+from thinwire.shell import LocalSGD
 
 
 class LockStep:
@@ -37,7 +37,7 @@ class LockStep:
     def __init__(self, workers: Sequence[LocalSGD]) -> None:
         self.workers = list(workers)
         seats = [worker.place for worker in self.workers]
-        if seats != [(rank, len(seats)) for rank in range(len(seats))]:
+        if not seats or seats != [(rank, len(seats)) for rank in range(len(seats))]:
             raise ConfigError(
                 f"LockStep needs one worker on each Seat(rank, {len(seats)}), in rank order; "
                 f"these sit on {seats}"

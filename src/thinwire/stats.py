@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from thinwire.transport.base import Answer, Ask, Reduce, Turn
-from thinwire.wire.frame import Kind
+from thinwire.wire.frame import BUFFER_PART, Kind
 
 UP = (Kind.SAID.name, Kind.ALARM.name)
 DOWN = (Kind.REPLY.name, Kind.REFUSAL.name)
@@ -67,5 +67,7 @@ class Stats:
 
 
 def kind_of(frame: bytes) -> str:
-    """Returns the name of a frame's kind."""
+    """Returns the name of a frame's kind, or "BUFFERS" where it shares a model's buffers."""
+    if int.from_bytes(frame[14:16], "little") == BUFFER_PART:
+        return "BUFFERS"
     return Kind(frame[3]).name if frame[3] in Kind._value2member_map_ else "UNKNOWN"

@@ -26,7 +26,9 @@ class Value:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Value._classes[cls.__name__] = cls
+        known = Value._classes.setdefault(cls.__name__, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"two settings are called {cls.__name__}: {known} and {cls}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._chosen())})"
@@ -43,9 +45,10 @@ class Value:
         Raises:
             ConfigError: the data names no setting of this version, or an argument it lacks.
         """
-        if not (isinstance(data, dict) and len(data) == 1):
+        chosen: Any = next(iter(data.values()), None) if isinstance(data, dict) else None
+        if not (isinstance(chosen, dict) and len(data) == 1):
             raise ConfigError(f"{data!r} is no setting; one is written {{'TopK': {{'k': 40}}}}")
-        ((name, chosen),) = data.items()
+        (name,) = data
         if name not in Value._classes:
             known = ", ".join(sorted(Value._classes))
             raise ConfigError(f"no setting is called {name!r}; there are: {known}")

@@ -20,7 +20,7 @@ from thinwire import flat
 from thinwire.cli.demo_methods import METHODS, Method
 from thinwire.cli.worker import Say
 from thinwire.kernels import cpu
-from thinwire.local_sgd import LocalSGD, Seat
+from thinwire.shell import LocalSGD, Seat
 from thinwire.simulate import LockStep
 from thinwire.stats import DOWN, UP
 

@@ -19,7 +19,7 @@ from thinwire.cli.idx import Digits
 from thinwire.compress import Compressor, Identity, Sign, TopK
 from thinwire.errors import ConfigError
 from thinwire.exchange import Exchange, Feedback, NoFeedback, Server
-from thinwire.local_sgd import LocalSGD, Seat
+from thinwire.shell import LocalSGD, Seat
 from thinwire.simulate import LockStep
 
 D = 7850

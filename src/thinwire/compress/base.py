@@ -106,8 +106,7 @@ class Compressor(Value, ABC):
             if length
         }
         gammas = [
-            self.sparsifier.keeps(kept, length) * self.quantizer.shrinks(kept)
-            for length, kept in sizes
+            self.sparsifier.shrinks_group(kept, length, self.quantizer) for length, kept in sizes
         ]
         return max(0.0, min(gammas, default=1.0))
 

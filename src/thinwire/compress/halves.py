@@ -47,9 +47,13 @@ class Sparsifier(Compressor):
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor | None:
         """Returns the kept positions, (n,) int64 ascending, or None for all of them."""
 
-    @abstractmethod
-    def keeps(self, kept: int, length: int) -> float:
-        """Returns the contraction of keeping `kept` of `length` entries exactly."""
+    def shrinks_group(self, kept: int, length: int, quantizer: Quantizer) -> float:
+        """Returns the contraction of keeping `kept` of `length` entries, then quantizing them.
+
+        ||u - Q(u_S)||^2 = ||u||^2 - ||u_S||^2 + ||u_S - Q(u_S)||^2, and E||u_S||^2 is at least
+        kept/length of ||u||^2: the product of both contractions.
+        """
+        return kept / length * max(0.0, quantizer.shrinks(kept))
 
     def weigh(self, v: Tensor, at: Layout) -> Tensor:
         """Returns the kept values as they are to be said, (n,) float32."""
@@ -144,9 +148,6 @@ class Everything(Sparsifier):
     def select(self, u: Tensor, at: Layout, key: Key) -> None:
         return None
 
-    def keeps(self, kept: int, length: int) -> float:
-        return 1.0
-
 
 @dataclass(frozen=True, repr=False)
 class Float32(Quantizer):
@@ -185,6 +186,10 @@ class Chain(Compressor):
     then: Quantizer
 
     def __post_init__(self) -> None:
+        if not isinstance(self.first, Sparsifier):
+            raise ConfigError(
+                f"a chain begins with a sparsifier (TopK, RandK), not with {self.first!r}"
+            )
         if not isinstance(self.then, Quantizer):
             raise ConfigError(
                 f"{self.first!r} >> {self.then!r}: what follows a sparsifier is a quantizer "

@@ -42,7 +42,8 @@ def kept_of(length: int, k: int | None, density: float | None, width: int | None
     """
     kept = min(length, k if k is not None else max(1, round((density or 0.0) * length)))
     if width is not None and 0 < kept < length:
-        index_bits = min(length, kept * max(1, (length - 1).bit_length()))
+        rice = min(kept * (b + 1) + (length >> b) for b in range(length.bit_length()))
+        index_bits = min(length, kept * max(1, (length - 1).bit_length()), rice)
         if index_bits + kept * width >= length * width:
             return length
     return kept

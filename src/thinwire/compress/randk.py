@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thinwire import kernels
 from thinwire.compress.base import SELECTION
-from thinwire.compress.halves import Sparsifier
+from thinwire.compress.halves import Quantizer, Sparsifier
 from thinwire.compress.kept import check_kept, kept_of
 from thinwire.compress.layout import Layout, Scope
 from thinwire.keys import Key
@@ -66,8 +66,14 @@ class RandK(Sparsifier):
         words = key.shared().draw(SELECTION).words
         return kernels.active().randk(at.groups, at.counts, words)
 
-    def keeps(self, kept: int, length: int) -> float:
-        return 2 - length / kept if self.rescale else kept / length
+    def shrinks_group(self, kept: int, length: int, quantizer: Quantizer) -> float:
+        if not self.rescale:
+            return super().shrinks_group(kept, length, quantizer)
+        # E||C||^2 = r (1 + beta) ||u||^2 and E<u, C> = ||u||^2 with r = length/kept, Q unbiased.
+        r, shrinks = length / kept, quantizer.shrinks(kept)
+        if not quantizer.rounds_biased:
+            return 2 - r * (2 - shrinks)
+        return max(0.0, 2 - r) * max(0.0, shrinks)
 
     def weigh(self, v: Tensor, at: Layout) -> Tensor:
         if not self.rescale:

@@ -68,7 +68,7 @@ class Rotated(Quantizer):
 
     def beta(self, n: int) -> float:
         """Returns beta with E||Q(v) - v||^2 <= beta ||v||^2 on a block of n values."""
-        return 2 * math.log2(2 * n) / self.levels**2
+        return 2 * math.log2(2 * n) / self.levels**2 if n else 0.0
 
     def shrinks_block(self, n: int) -> float:
         return self.scaled(self.scale, self.beta(n))

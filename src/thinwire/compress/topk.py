@@ -59,6 +59,3 @@ class TopK(Sparsifier):
 
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor:
         return kernels.active().topk(u, at.groups, at.counts)
-
-    def keeps(self, kept: int, length: int) -> float:
-        return kept / length

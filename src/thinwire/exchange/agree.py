@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from thinwire.errors import ConfigError, FrameError
-from thinwire.flat import Spans
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import Reader, as_bytes
 from thinwire.wire.frame import HEADER, Address, Kind, seal, unseal
@@ -21,16 +20,17 @@ HELLO_BOUND = 1 << 26
 """A hello names every tensor; this allows about half a million of them."""
 
 
-def hello(version: str, settings: dict[str, Any], spans: Spans, start: Tensor) -> dict[str, Any]:
+def hello(
+    version: str, settings: dict[str, Any], tensors: list[list[str]], start: Tensor
+) -> dict[str, Any]:
     """Returns what a worker says of itself before the first round.
 
     Args:
         version: of thinwire.
         settings: as JSON.
-        spans: its tensors.
+        tensors: name, shape, dtype and part of each, in order.
         start: (d,) float32, its parameters.
     """
-    tensors = [[name, list(shape)] for name, shape in zip(spans.names, spans.shapes, strict=True)]
     return {
         "thinwire": version,
         "settings": settings,
@@ -63,7 +63,7 @@ def agree(own: dict[str, Any], rank: int, N: int) -> Generator[Ask, Answer, tupl
         yield from turn((Post(ROOT, said, HELLO_BOUND),))
         frames = yield from turn(takes=(Take(ROOT, HELLO_BOUND),))
         _, body = unseal(frames[0], Address(0, 0, ROOT), Kind.VERDICT)
-        verdict = json.loads(bytes(body))
+        verdict = _verdict(body)
     if verdict["error"] is not None:
         raise ConfigError(verdict["error"])
     return verdict["run"], verdict["equal"]
@@ -118,7 +118,7 @@ def show(setting: Any) -> str:
 
 def show_tensor(tensor: list[Any] | None) -> str:
     """Returns a tensor's name and shape as a person would write them."""
-    return "none" if tensor is None else f"{tensor[0]} {tuple(tensor[1])}"
+    return "none" if tensor is None else " ".join(str(part) for part in tensor)
 
 
 def broadcast(
@@ -153,6 +153,37 @@ def _read(frame: bytes, rank: int) -> dict[str, Any]:
     try:
         _, body = unseal(frame, Address(0, 0, rank), Kind.HELLO)
         said = json.loads(bytes(body))
-        return said if isinstance(said, dict) else {"problem": "its hello is no JSON object"}
-    except (FrameError, ValueError) as error:
+    except FrameError as error:
         return {"problem": str(error)}
+    except (ValueError, RecursionError):
+        return {"problem": "its hello is no JSON"}
+    if isinstance(said, dict) and isinstance(said.get("problem"), str):
+        return {"problem": said["problem"]}
+    shapes = {"thinwire": str, "settings": dict, "tensors": list, "start": str}
+    if not (
+        isinstance(said, dict)
+        and all(isinstance(said.get(name), kind) for name, kind in shapes.items())
+        and all(isinstance(t, list) and t and isinstance(t[0], str) for t in said["tensors"])
+    ):
+        return {"problem": "its hello lacks version, settings, tensors or start"}
+    return said
+
+
+def _verdict(body: memoryview) -> dict[str, Any]:
+    try:
+        said = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        said = None
+    sound = isinstance(said, dict) and (
+        isinstance(said.get("error"), str)
+        or (
+            said.get("error", "") is None
+            and type(said.get("run")) is int
+            and 0 <= said["run"] < 1 << 32
+            and type(said.get("equal")) is bool
+        )
+    )
+    if not sound:
+        raise FrameError(f"frame from rank {ROOT}, before round 0: its verdict cannot be read")
+    verdict: dict[str, Any] = said
+    return verdict

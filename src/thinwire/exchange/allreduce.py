@@ -56,7 +56,9 @@ class AllReduce(Exchange):
         found = []
         for rank, frame in enumerate(frames):
             _, body = unseal(frame, here.address(rank), Kind.ALARM)
-            tensor = int.from_bytes(body, "little")
+            reader = here.reader(body, rank)
+            tensor = int.from_bytes(reader.take(ALARM_BODY, "tensor number"), "little")
+            reader.end()
             if tensor != FINE:
                 found.append((rank, tensor_name(here, tensor)))
         overflow = kernels.active().first_nonfinite(total, here.spans.starts)

@@ -59,7 +59,7 @@ class Here:
         """Returns the key under which that rank compressed its message."""
         return replace(self.key, rank=rank)
 
-    def reader(self, body: memoryview, rank: int) -> Reader:
+    def reader(self, body: memoryview | bytes, rank: int) -> Reader:
         """Returns a reader whose errors name that rank and this round."""
         return Reader(body, f"frame from rank {rank}, round {self.round}")
 

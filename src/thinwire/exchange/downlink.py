@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Here
-from thinwire.exchange.hear import mean
+from thinwire.exchange.hear import check_finite, mean
 from thinwire.exchange.refusal import REFUSAL_BODY, refusal
 from thinwire.keys import Key
 from thinwire.wire.body import Reader, as_bytes, pack, pack_sparse, unpack, unpack_sparse
@@ -60,10 +60,16 @@ def encode_exact(direction: Tensor, bodies: Sequence[memoryview]) -> bytes:
 def encode_compressed(
     direction: Tensor, down: Tensor, downlink: Compressor, here: Here
 ) -> tuple[bytes, Tensor, Tensor]:
-    """Returns (body, w, down'): v = direction + down, w = C'(v), down' = v - w."""
+    """Returns (body, w, down'): v = direction + down, w = C'(v), down' = v - w.
+
+    Raises:
+        NonFiniteError: v or w holds a NaN or an infinity.
+    """
     v = direction + down
+    check_finite(v, here)
     payload = downlink.compress(v, master_key(here), here.spans)
     w = downlink.decompress(payload)
+    check_finite(w, here)
     downlink.remove(v, payload)
     return bytes([Form.COMPRESSED]) + pack(payload, downlink), w, v
 
@@ -82,6 +88,7 @@ def decode_reply(kind: Kind, reader: Reader, downlink: Compressor | None, here: 
     if downlink is not None:
         payload = unpack(reader, downlink, here.spans, master_key(here))
         direction = downlink.decompress(payload)
+        check_finite(direction, here)
     elif form == Form.DENSE:
         direction = reader.floats(here.spans.d, "mean")
     elif form == Form.UNION:

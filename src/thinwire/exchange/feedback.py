@@ -114,15 +114,24 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
     u = feedback.owed(delta, mem)
     broken = kernels.active().first_nonfinite(u, here.spans.starts)
     if broken >= 0:
-        alarm = here.seal(Kind.ALARM, broken.to_bytes(ALARM_BODY, "little"))
-        return Saying(alarm, None)
+        return alarm(broken, here)
     C = here.compressor
     payload = C.compress(u, here.key, here.spans)
+    said = C.values(payload)
+    if not bool(said.isfinite().all()):
+        # Finite values whose rotation or rescaling is not.
+        dense = C.decompress(payload)
+        return alarm(kernels.active().first_nonfinite(dense, here.spans.starts), here)
     frame = here.seal(Kind.SAID, pack(payload, C))
     if isinstance(feedback, NoFeedback):
         return Saying(frame, None)
-    C.remove(u, payload)
+    kernels.active().accumulate(u, payload.index, -said)
     return Saying(frame, residual=u)
+
+
+def alarm(tensor: int, here: Here) -> Saying:
+    """Returns what is said in a message's place: that tensor is not finite."""
+    return Saying(here.seal(Kind.ALARM, tensor.to_bytes(ALARM_BODY, "little")), None)
 
 
 def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:

@@ -33,6 +33,7 @@ def hear(frames: list[bytes], here: Here) -> list[memoryview]:
         if kind is Kind.ALARM:
             reader = here.reader(body, rank)
             tensor = int.from_bytes(reader.take(ALARM_BODY, "tensor number"), "little")
+            reader.end()
             alarms.append((rank, tensor_name(here, tensor)))
         bodies.append(body)
     if alarms:
@@ -55,10 +56,15 @@ def mean(readers: list[Reader], here: Here) -> Tensor:
         C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank)))
     total /= here.N
     total += 0.0  # A quotient that underflows to -0 becomes +0, as a sparse reply says it.
+    check_finite(total, here)
+    return total
+
+
+def check_finite(total: Tensor, here: Here) -> None:
+    """Raises a NonFiniteError where finite messages make a sum that is not finite."""
     broken = kernels.active().first_nonfinite(total, here.spans.starts)
     if broken >= 0:
         raise NonFiniteError([(ALL_RANKS, tensor_name(here, broken))], here.round)
-    return total
 
 
 def heard(bodies: list[memoryview], here: Here) -> Tensor:

@@ -12,15 +12,13 @@ REFUSAL_BODY = 4096
 
 
 def encode_refusal(error: NonFiniteError | FrameError) -> bytes:
-    """Returns the body that tells every worker why the round is refused."""
-    if isinstance(error, NonFiniteError):
-        reason: dict[str, object] = {"nonfinite": error.found}
-    else:
-        reason = {"frame": str(error)}
-    body = json.dumps(reason).encode()
-    if len(body) <= REFUSAL_BODY:
-        return body
-    return json.dumps({"frame": f"{str(error)[:500]} ..."}).encode()
+    """Returns the body, at most 4096 bytes, that tells every rank why the round is refused."""
+    if isinstance(error, FrameError):
+        return _json({"frame": _short(str(error), 500)})
+    found = [[rank, _short(name, 120)] for rank, name in error.found]
+    while len(_json({"nonfinite": found})) > REFUSAL_BODY:
+        found = found[: len(found) * 3 // 4]
+    return _json({"nonfinite": found})
 
 
 def refusal(reader: Reader, here: Here) -> NonFiniteError | FrameError:
@@ -30,6 +28,14 @@ def refusal(reader: Reader, here: Here) -> NonFiniteError | FrameError:
         if "nonfinite" in reason:
             found = [(int(rank), str(name)) for rank, name in reason["nonfinite"]]
             return NonFiniteError(found, here.round)
-        return FrameError(f"the master refused round {here.round}: {reason['frame']}")
-    except (ValueError, KeyError, TypeError):
+        return FrameError(f"round {here.round} is refused: {reason['frame']}")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return FrameError(f"{reader.where}: the round is refused, for no readable reason")
+
+
+def _json(reason: dict[str, object]) -> bytes:
+    return json.dumps(reason, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -15,7 +15,7 @@ from thinwire.exchange.hear import ALL_RANKS
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.keys import Key
 from thinwire.wire.body import Reader, as_bytes, pack, unpack
-from thinwire.wire.frame import HEADER, Kind, unseal
+from thinwire.wire.frame import BUFFER_PART, HEADER, Kind, unseal
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def cut(here: Here, segment: int, pipeline: int) -> Iterator[Piece]:
     d, N = here.spans.d, here.N
     low, high = segment * d // N, (segment + 1) * d // N
     longest = (d + N - 1) // N
-    most = max(1, (longest + pipeline - 1) // pipeline)
+    most = max(1, min((longest + pipeline - 1) // pipeline, (BUFFER_PART - 1) // N))
     for number in range(most):
         a, b = (low + (high - low) * n // most for n in (number, number + 1))
         part = segment * most + number

@@ -26,7 +26,7 @@ from thinwire.exchange.feedback import (
     say,
 )
 from thinwire.exchange.hear import from_all, hear, heard, to_all
-from thinwire.exchange.refusal import encode_refusal
+from thinwire.exchange.refusal import encode_refusal, refusal
 from thinwire.flat import Spans
 from thinwire.transport.base import Post, Take, turn
 from thinwire.value import whole
@@ -100,9 +100,15 @@ class Server(Exchange):
         try:
             bodies = hear(frames, here)
             direction = heard(bodies, here)
+            if self.downlink is None:
+                body = encode_exact(direction, bodies)
+            else:
+                body, direction, down = encode_compressed(
+                    direction, mem["down"], self.downlink, here
+                )
+                mem = {**mem, "down": down}
         except (NonFiniteError, FrameError) as error:
-            return here.seal(Kind.REFUSAL, encode_refusal(error)), error
-        if self.downlink is None:
-            return here.seal(Kind.REPLY, encode_exact(direction, bodies)), (direction, mem)
-        body, w, down = encode_compressed(direction, mem["down"], self.downlink, here)
-        return here.seal(Kind.REPLY, body), (w, {**mem, "down": down})
+            body = encode_refusal(error)
+            # The master raises what its workers will read.
+            return here.seal(Kind.REFUSAL, body), refusal(here.reader(body, self.root), here)
+        return here.seal(Kind.REPLY, body), (direction, mem)

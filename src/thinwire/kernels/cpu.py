@@ -518,19 +518,18 @@ def _rotate(
         plain = plain[starts[g] : starts[g + 1]]
         if inverse:
             work = scratch[:size]
-            work[:] = padded
+            for j in range(size):
+                work[j] = padded[j] * factor
             _butterflies(work)
             for j in range(length):
-                x = np.float32(work[j] * factor)
-                plain[j] = _flip(x, np.uint32(first + np.uint32(j)), k0, k1)
+                plain[j] = _flip(work[j], np.uint32(first + np.uint32(j)), k0, k1)
         else:
             for j in range(length):
-                padded[j] = _flip(plain[j], np.uint32(first + np.uint32(j)), k0, k1)
+                x = np.float32(plain[j] * factor)
+                padded[j] = _flip(x, np.uint32(first + np.uint32(j)), k0, k1)
             for j in range(length, size):
                 padded[j] = _flip(np.float32(0), np.uint32(first + np.uint32(j)), k0, k1)
             _butterflies(padded)
-            for j in range(size):
-                padded[j] = padded[j] * factor
 
 
 def hadamard(

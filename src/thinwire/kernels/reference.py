@@ -427,9 +427,9 @@ def hadamard(
     """Rotates each group at random by a Walsh-Hadamard transform, or takes the rotation back.
 
     Forward: a group is padded with zeros to the power of two P, entries whose padded flat
-    position has an odd random word change sign, the butterflies (a + b, a - b) run at distances
-    1, 2, 4, ..., and the result is multiplied by float32(1 / sqrt(P)). Inverse: butterflies,
-    factor, signs, and the padding is cut. Magnitudes near the float32 maximum may overflow.
+    position has an odd random word change sign, all are multiplied by float32(1 / sqrt(P)), and
+    the butterflies (a + b, a - b) run at distances 1, 2, 4, ... Inverse: factor, butterflies,
+    signs, and the padding is cut. A rotation whose entries exceed float32 overflows.
 
     Args:
         v: float32, laid out by `starts`, or by `out_starts` when `inverse`.
@@ -456,10 +456,10 @@ def hadamard(
         flip = flips[start:end]
         factor = host.float_(1.0 / math.sqrt(end - start))
         if inverse:
-            parts.append((_butterflies(v[start:end]) * factor * flip)[: hi - lo])
+            parts.append((_butterflies(v[start:end] * factor) * flip)[: hi - lo])
         else:
             padded = torch.cat([v[lo:hi], host.zeros(end - start - (hi - lo))])
-            parts.append(_butterflies(padded * flip) * factor)
+            parts.append(_butterflies(padded * flip * factor))
     return torch.cat(parts)
 
 

@@ -18,6 +18,8 @@ HEADER = 26
 _LAYOUT = struct.Struct("<2sBBIIHHIHI")
 _CHECKED = HEADER - 4
 MAX_BODY = (1 << 48) - 1
+BUFFER_PART = 0xFFFF
+"""The part of a round in which a model's buffers are shared."""
 
 
 class Kind(IntEnum):

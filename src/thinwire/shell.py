@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import copy
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from thinwire import flat
+from thinwire import checkpoint, flat, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
 from thinwire.exchange import Exchange, Here, NoFeedback, Server
@@ -19,17 +20,15 @@ from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.outer import Average, Outer
+from thinwire.parameters import Buffers, Given
 from thinwire.round import RoundState, one_round
 from thinwire.schedule import H_at, HSchedule, check_schedule, schedule_json
 from thinwire.stats import Stats
 from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
-from thinwire.value import one_of
+from thinwire.value import in_range, one_of, whole
 from thinwire.version import __version__
-from thinwire.wire.frame import HEADER, length
+from thinwire.wire.frame import BUFFER_PART, HEADER, length
 
-Buffers = Literal["local", "average", "broadcast"]
-BUFFER_PART = 1
-STATE_FORMAT = 1
 Closure = Callable[[], Any]
 R = TypeVar("R")
 
@@ -118,7 +117,7 @@ class LocalSGD(torch.optim.Optimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        model_or_params: Given,
         optimizer: torch.optim.Optimizer,
         *,
         H: HSchedule = 1,
@@ -189,7 +188,7 @@ class LocalSGD(torch.optim.Optimizer):
         if self._problem is not None:
             own: dict[str, Any] = {"problem": str(self._problem)}
         else:
-            own = hello(__version__, self.settings(), self.spans, self._state.anchor)
+            own = hello(__version__, self._settings, self._described, self._state.anchor)
         self._run, equal = yield from agree(own, self._rank, self._N)
         if not equal:
             start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
@@ -226,16 +225,7 @@ class LocalSGD(torch.optim.Optimizer):
 
     def settings(self) -> dict[str, Any]:
         """Returns everything the ranks must agree on, as plain data."""
-        return {
-            "H": schedule_json(self.H),
-            "compressor": self.compressor.to_json(),
-            "exchange": self.exchange.to_json(),
-            "outer": self.outer.to_json(),
-            "seed": self.seed,
-            "buffers": self.buffers,
-            "clear_residual_at_drop": self.clear_residual_at_drop,
-            "N": self._N,
-        }
+        return self._settings
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all this rank needs to go on in the same bits: each rank saves its own.
@@ -243,19 +233,15 @@ class LocalSGD(torch.optim.Optimizer):
         It holds the inner optimizer's state, the anchor, the residual, the outer state and the
         counters; the model's own `state_dict` is saved beside it as ever.
         """
-        return {
-            "format": STATE_FORMAT,
-            "inner": self.inner.state_dict(),
-            "settings": self.settings(),
-            "rank": self._rank,
-            "tensors": [list(self.spans.names), [list(shape) for shape in self.spans.shapes]],
-            "anchor": self._state.anchor,
-            "mem": dict(self._state.mem),
-            "outer": dict(self._state.outer),
-            "round": self._state.round,
-            "local": self._local,
-            "lr": self._lr,
-        }
+        return checkpoint.save(
+            self.inner,
+            self._state,
+            settings=self.settings(),
+            tensors=self._described,
+            rank=self._rank,
+            local=self._local,
+            lr=self._lr,
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a `state_dict`; load the model's own beside it.
@@ -264,25 +250,10 @@ class LocalSGD(torch.optim.Optimizer):
             ConfigError: it was saved under other settings, for other tensors or by another rank;
                 nothing is changed.
         """
-        own = {**self.state_dict(), "inner": None}
-        for name in ("format", "rank", "settings", "tensors"):
-            saved = state_dict.get(name)
-            if saved != own[name]:
-                raise ConfigError(
-                    f"this state was saved with {name} {saved!r}; here it is {own[name]!r}"
-                )
-        if {**state_dict["mem"]}.keys() != self._state.mem.keys():
-            raise ConfigError(f"this state holds memory {sorted(state_dict['mem'])}")
-        self.inner.load_state_dict(state_dict["inner"])
+        state = checkpoint.load(state_dict, self.state_dict(), ("settings", "tensors", "rank"))
+        self.inner.load_state_dict(copy.deepcopy(state_dict["inner"]))
         self._adopt_inner()
-        self._state = RoundState(
-            anchor=state_dict["anchor"].clone(),
-            mem={name: tensor.clone() for name, tensor in state_dict["mem"].items()},
-            outer={name: tensor.clone() for name, tensor in state_dict["outer"].items()},
-            round=state_dict["round"],
-        )
-        self._local = state_dict["local"]
-        self._lr = state_dict["lr"]
+        self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuses: all ranks have agreed on the tensors.
@@ -303,17 +274,40 @@ class LocalSGD(torch.optim.Optimizer):
             f"exchange={self.exchange!r}, outer={self.outer!r})"
         )
 
-    def _prepare(self, model_or_params: Any) -> None:
+    def _prepare(self, model_or_params: Given) -> None:
         one_of(self, "buffers", self.buffers, ("local", "average", "broadcast"))
         check_schedule(self.H)
-        named, self._buffers = _tensors(model_or_params, self.buffers)
+        whole(self, "seed", self.seed, 0, (1 << 63) - 1)
+        if self.clear_residual_at_drop is not None:
+            in_range(self, "clear_residual_at_drop", self.clear_residual_at_drop, 0.0, 1.0)
+        for name, kind in (("compressor", Compressor), ("exchange", Exchange), ("outer", Outer)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigError(f"LocalSGD: {name} is {value!r}; give a {kind.__name__}")
+        named = parameters.named_parameters(model_or_params)
+        shared = parameters.named_buffers(model_or_params, self.buffers)
+        parameters.check_same(named, self.inner)
         self._params = [p for _, p in named]
-        _check_same(named, self.inner)
-        self.spans = Spans.of_tensors(named)
-        self._buffer_spans = Spans.of_tensors(self._buffers)
+        self._buffers = [b for _, b in shared]
+        self.spans, self._buffer_spans = Spans.of_tensors(named), Spans.of_tensors(shared)
+        self._described = parameters.described(named, "parameter")
+        self._described += parameters.described(shared, "buffer")
+        self._settings = self._as_settings()
+        self.exchange.check(self.compressor, self.spans)
         self._run = 0
         self._restart(flat.read(self._params))
-        self.exchange.check(self.compressor, self.spans)
+
+    def _as_settings(self) -> dict[str, Any]:
+        return {
+            "H": schedule_json(self.H),
+            "compressor": self.compressor.to_json(),
+            "exchange": self.exchange.to_json(),
+            "outer": self.outer.to_json(),
+            "seed": self.seed,
+            "buffers": self.buffers,
+            "clear_residual_at_drop": self.clear_residual_at_drop,
+            "N": self._N,
+        }
 
     def _restart(self, anchor: Tensor) -> None:
         flat.write(anchor, self._params)
@@ -328,19 +322,19 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
-        cleared = self._clear_at_drop()
-        before = self.stats.totals()
-        local_steps, round = self._local, self._state.round
+        before, anchor = self.stats.totals(), self._state.anchor
+        began, cleared, lr = self._cleared_at_drop()
         params = flat.read(self._params)
-        began = flat.as_held(self._state.anchor, self._params)
-        if began is not self._state.anchor:
+        held = flat.as_held(anchor, self._params)
+        if held is not anchor:
             # The parameters began as the anchor rounded to their dtype: that rounding is no
             # progress, so it must not be said.
-            params = self._state.anchor - (began - params)
-        state = yield from one_round(self._state, params, self.exchange, self.outer, self._here())
+            params = anchor - (held - params)
+        state = yield from one_round(began, params, self.exchange, self.outer, self._here())
         yield from self._share_buffers()
         flat.write(state.anchor, self._params)
-        self._state, self._local = state, 0
+        local_steps, round = self._local, began.round
+        self._state, self._local, self._lr = state, 0, lr
         if self.on_round is not None:
             uplink, sent, received = (
                 b - a for a, b in zip(before, self.stats.totals(), strict=True)
@@ -348,10 +342,9 @@ class LocalSGD(torch.optim.Optimizer):
             self.on_round(RoundReport(round, local_steps, uplink, sent, received, cleared))
 
     def _share_buffers(self) -> Generator[Ask, Answer, None]:
-        if self.buffers == "local" or not self._buffers:
+        if not self._buffers:
             return
-        tensors = [b for _, b in self._buffers]
-        own = flat.read(tensors)
+        own = flat.read(self._buffers)
         if self.buffers == "broadcast":
             shared = yield from broadcast(
                 own, self._run, self._state.round, BUFFER_PART, self._rank, self._N
@@ -362,18 +355,15 @@ class LocalSGD(torch.optim.Optimizer):
             )
             mean = Server(NoFeedback())
             shared, _ = yield from mean.round(torch.zeros_like(own), own, {}, here)
-        flat.write(shared, tensors)
+        flat.write(shared, self._buffers)
 
-    def _clear_at_drop(self) -> bool:
-        lr, before = self._learning_rate(), self._lr
-        self._lr = lr
-        fraction = self.clear_residual_at_drop
+    def _cleared_at_drop(self) -> tuple[RoundState, bool, float]:
+        lr, before, fraction = self._learning_rate(), self._lr, self.clear_residual_at_drop
         dropped = fraction is not None and lr < before and lr <= fraction * before
         if not dropped or "residual" not in self._state.mem:
-            return False
+            return self._state, False, lr
         zero = torch.zeros_like(self._state.mem["residual"])
-        self._state = replace(self._state, mem={**self._state.mem, "residual": zero})
-        return True
+        return replace(self._state, mem={**self._state.mem, "residual": zero}), True, lr
 
     def _learning_rate(self) -> float:
         return max((float(g["lr"]) for g in self.param_groups if "lr" in g), default=0.0)
@@ -412,42 +402,3 @@ def _place(group: object, transport: Transport | None) -> tuple[int, int]:
         return group.rank, group.N
     assert transport is not None
     return transport.rank, transport.size
-
-
-Named = Sequence[tuple[str, Tensor]]
-
-
-def _tensors(model_or_params: Any, buffers: Buffers) -> tuple[Named, Named]:
-    if isinstance(model_or_params, nn.Module):
-        named = [(n, p) for n, p in model_or_params.named_parameters() if p.requires_grad]
-        floating = [(n, b) for n, b in model_or_params.named_buffers() if b.is_floating_point()]
-        return named, floating
-    if buffers != "local":
-        raise ConfigError(f"buffers={buffers!r} needs the model itself, not its parameters")
-    pairs = [
-        item if isinstance(item, tuple) else (f"param{number}", item)
-        for number, item in enumerate(model_or_params)
-    ]
-    unique = {id(p): (name, p) for name, p in reversed(pairs) if p.requires_grad}
-    return list(reversed(unique.values())), []
-
-
-def _check_same(named: Named, inner: torch.optim.Optimizer) -> None:
-    given = {id(p) for _, p in named}
-    stepped = {id(p) for g in inner.param_groups for p in g["params"] if p.requires_grad}
-    missing = [name for name, p in named if id(p) not in stepped]
-    if missing:
-        raise ConfigError(
-            f"the inner optimizer does not step {', '.join(missing[:5])}: give it the same "
-            "parameters as LocalSGD, or freeze those with requires_grad_(False)"
-        )
-    if stepped - given:
-        raise ConfigError(
-            f"the inner optimizer steps {len(stepped - given)} tensors that LocalSGD was not "
-            "given: they would drift apart between ranks; give both the same parameters"
-        )
-    bad = [f"{name} ({p.dtype})" for name, p in named if not p.is_floating_point()]
-    if bad or not named:
-        raise ConfigError(
-            f"LocalSGD averages floating-point parameters; got {', '.join(bad) or 'none'}"
-        )

@@ -1,0 +1,75 @@
+"""What a checkpoint holds, and whether it fits the run that takes it up."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thinwire.errors import ConfigError
+from thinwire.round import RoundState
+
+FORMAT = 1
+
+
+def save(inner: torch.optim.Optimizer, state: RoundState, **rest: Any) -> dict[str, Any]:
+    """Returns plain data and tensors of their own: training on changes nothing in them.
+
+    Args:
+        inner: the inner optimizer.
+        state: of the rounds.
+        rest: what else must be the same or must go on: settings, tensors, rank, counters.
+    """
+    return {
+        "format": FORMAT,
+        "inner_class": type(inner).__name__,
+        "inner": copy.deepcopy(inner.state_dict()),
+        "anchor": state.anchor.clone(),
+        "mem": {name: tensor.clone() for name, tensor in state.mem.items()},
+        "outer": {name: tensor.clone() for name, tensor in state.outer.items()},
+        "round": state.round,
+        **rest,
+    }
+
+
+def load(saved: dict[str, Any], own: dict[str, Any], same: tuple[str, ...]) -> RoundState:
+    """Returns the round state that was saved, after everything else has been found to fit.
+
+    Args:
+        saved: what `save` returned then.
+        own: what it would return now.
+        same: the fields that must be equal.
+
+    Raises:
+        ConfigError: something is missing, or does not fit; nothing has been changed.
+    """
+    missing = sorted(own.keys() - saved.keys())
+    if missing:
+        raise ConfigError(f"this state lacks {', '.join(missing)}; it was not saved by LocalSGD")
+    for name in ("format", "inner_class", *same):
+        if saved[name] != own[name]:
+            raise ConfigError(
+                f"this state was saved with {name} {saved[name]!r}; here it is {own[name]!r}"
+            )
+    for name in ("mem", "outer"):
+        _check_tensors(name, saved[name], own[name])
+    _check_tensors("anchor", {"anchor": saved["anchor"]}, {"anchor": own["anchor"]})
+    return RoundState(
+        anchor=saved["anchor"].clone(),
+        mem={name: tensor.clone() for name, tensor in saved["mem"].items()},
+        outer={name: tensor.clone() for name, tensor in saved["outer"].items()},
+        round=saved["round"],
+    )
+
+
+def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
+    # A measured consensus step is remembered only once it has been measured.
+    optional = {"gamma"}
+    if not isinstance(saved, dict) or (saved.keys() ^ own.keys()) - optional:
+        raise ConfigError(f"this state's {part} holds {list(saved)}; expected {list(own)}")
+    for name, tensor in saved.items():
+        like = own.get(name)
+        if not isinstance(tensor, Tensor) or (like is not None and tensor.shape != like.shape):
+            raise ConfigError(f"this state's {part} {name!r} has another shape or is no tensor")
