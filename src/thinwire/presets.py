@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypedDict
 
-from thinwire.compress import Compressor, Identity, Sign, TopK
-from thinwire.exchange import AllReduce, Exchange, Feedback, NoFeedback, Server
+from thinwire.compress import QSGD, Compressor, Identity, Sign, TopK
+from thinwire.exchange import (
+    DPSGD,
+    AllReduce,
+    Choco,
+    DeepSqueeze,
+    Exchange,
+    Feedback,
+    Gossip,
+    Marsit,
+    NoFeedback,
+    Ring,
+    Server,
+)
+from thinwire.exchange.ring import Form
 from thinwire.outer import Average, Outer
 from thinwire.schedule import HSchedule
+from thinwire.topology import RingGraph, Topology
 
 
 class Preset(TypedDict):
@@ -77,8 +91,126 @@ def vanilla(delegate: bool = False) -> Preset:
     return Preset(H=1, compressor=Identity(), exchange=exchange, outer=Average())
 
 
+def qprsgd_ring(H: HSchedule = 5, bits: int = 8, bucket: int = 1024, form: Form = "auto") -> Preset:
+    """QPRSGD over a quantized ring: H local steps, then an all-reduce coded at every hop.
+
+    Args:
+        H: local steps per round.
+        bits: of a code.
+        bucket: entries that share a norm, the largest magnitude.
+        form: of the ring; see `Ring`.
+
+    Source: arXiv 2004.09125.
+    """
+    C = QSGD(bits=bits, norm="max", scale="none", bucket=bucket)
+    return Preset(H=H, compressor=C, exchange=Ring(form=form), outer=Average())
+
+
+def qprsgd_gossip(
+    H: HSchedule = 5, bits: int = 8, bucket: int = 1024, topology: Topology | None = None
+) -> Preset:
+    """QPRSGD by gossip: H local steps, then quantized differences between neighbours.
+
+    Args:
+        H: local steps per round.
+        bits: of a code.
+        bucket: entries that share a norm, the largest magnitude.
+        topology: who hears whom; by default a ring.
+
+    Source: arXiv 2004.09125.
+    """
+    C = QSGD(bits=bits, norm="max", scale="none", bucket=bucket)
+    exchange = Gossip(topology or RingGraph())
+    return Preset(H=H, compressor=C, exchange=exchange, outer=Average())
+
+
+def choco_sgd(
+    compressor: Compressor | None = None, topology: Topology | None = None, H: HSchedule = 1
+) -> Preset:
+    """CHOCO-SGD: gossip by differences with any contraction.
+
+    Args:
+        compressor: by default the largest 10 % of each tensor.
+        topology: who hears whom; by default a ring.
+        H: local steps per round.
+
+    Source: arXiv 1902.00340.
+    """
+    C = TopK(density=0.1) if compressor is None else compressor
+    return Preset(H=H, compressor=C, exchange=Choco(topology or RingGraph()), outer=Average())
+
+
+def deep_squeeze(topology: Topology | None = None, bits: int = 8, H: HSchedule = 1) -> Preset:
+    """DeepSqueeze: gossip of compressed models, with feedback.
+
+    Args:
+        topology: who hears whom; by default a ring.
+        bits: of a code; with fewer than 8 the consensus error stays high.
+        H: local steps per round.
+
+    Source: arXiv 1907.07346.
+    """
+    C = QSGD(bits=bits, norm="max", bucket=1024)
+    return Preset(H=H, compressor=C, exchange=DeepSqueeze(topology or RingGraph()), outer=Average())
+
+
+def d_psgd(topology: Topology | None = None, H: HSchedule = 1) -> Preset:
+    """D-PSGD: neighbours average whole models, uncompressed.
+
+    Args:
+        topology: who hears whom; by default a ring. It may change by round.
+        H: local steps per round.
+
+    Source: arXiv 1705.09056.
+    """
+    exchange = DPSGD(topology or RingGraph(), mixing="before")
+    return Preset(H=H, compressor=Identity(), exchange=exchange, outer=Average())
+
+
+def squarm_sgd(H: HSchedule = 5, trigger: float = 1e-4, topology: Topology | None = None) -> Preset:
+    """SQuARM-SGD: CHOCO every H steps, and only where there is enough to say.
+
+    Give it an inner optimizer with Nesterov momentum, which is what the method adds to SPARQ-SGD.
+
+    Args:
+        H: local steps per round.
+        trigger: the least ||u||^2 that is said.
+        topology: who hears whom; by default a ring.
+
+    Source: arXiv 2005.07041.
+    """
+    C = TopK(density=0.1) >> Sign()
+    exchange = Choco(topology or RingGraph(), trigger=trigger)
+    return Preset(H=H, compressor=C, exchange=exchange, outer=Average())
+
+
+def marsit(K: int = 50, H: HSchedule = 1) -> Preset:
+    """Marsit: a one-bit ring, with a full-precision round every K rounds.
+
+    Args:
+        K: rounds from one in full precision to the next.
+        H: local steps per round.
+
+    Source: arXiv 2204.06787.
+    """
+    return Preset(H=H, compressor=Sign(), exchange=Marsit(K=K), outer=Average())
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
     preset.__name__: preset
-    for preset in (qsparse_local_sgd, topk_sgd, ef_sign_sgd, local_sgd, vanilla)
+    for preset in (
+        qsparse_local_sgd,
+        topk_sgd,
+        ef_sign_sgd,
+        local_sgd,
+        vanilla,
+        qprsgd_ring,
+        qprsgd_gossip,
+        choco_sgd,
+        deep_squeeze,
+        d_psgd,
+        squarm_sgd,
+        marsit,
+    )
 }
 """Every preset by name."""

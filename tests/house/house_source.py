@@ -10,13 +10,13 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version"),
+    ("errors", "value", "keys", "version", "host"),
     ("flat", "kernels", "topology", "transport"),
     ("compress",),
     ("wire",),
     ("exchange",),
     ("outer", "stats", "round", "schedule"),
-    ("local_sgd", "presets", "simulate"),
+    ("checkpoint", "parameters", "shell", "presets", "simulate"),
     ("door",),
     ("cli",),
 )

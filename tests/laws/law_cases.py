@@ -95,14 +95,43 @@ OUTERS: tuple[tw.Outer, ...] = (
     tw.Nesterov(lr=0.4, momentum=0.0),
 )
 
+PEERS: tuple[tw.Exchange, ...] = (
+    tw.Ring(),
+    tw.Ring("ring", tw.Feedback(), pipeline=10),
+    tw.Ring("two-phase", links="neighbours"),
+    tw.Ring("gather", tw.Feedback(decay=0.5)),
+    tw.Gossip(),
+    tw.Gossip(tw.Torus(), mixing="before"),
+    tw.Choco(),
+    tw.Choco(tw.Hypercube(), gamma=0.5, trigger=1e-3),
+    tw.DeepSqueeze(tw.Complete(), gamma=0.25),
+    tw.DPSGD(tw.RandomMatching(), mixing="before"),
+    tw.Marsit(K=7),
+)
+"""Exchanges without a mean that all share, or without whole messages: laws of their own."""
+
+TOPOLOGIES: tuple[tw.Topology, ...] = (
+    tw.RingGraph(),
+    tw.RingGraph(weights="lazy"),
+    tw.Torus(rows=2, cols=4),
+    tw.Hypercube(),
+    tw.Complete(),
+    tw.Star(),
+    tw.Exponential(weights="fastest"),
+    tw.OnePeerExponential(),
+    tw.RandomMatching(),
+    tw.Graph(((0, 1), (1, 2))),
+)
+
 OTHER_SETTINGS: tuple[Value, ...] = (
+    *TOPOLOGIES,
     tw.Feedback(),
     tw.Feedback(decay=0.9, permit="any"),
     tw.NoFeedback(),
     tw.NoFeedback(permit="biased"),
 )
 
-SETTINGS: tuple[Value, ...] = (*COMPRESSORS, *EXCHANGES, *OUTERS, *OTHER_SETTINGS)
+SETTINGS: tuple[Value, ...] = (*COMPRESSORS, *EXCHANGES, *PEERS, *OUTERS, *OTHER_SETTINGS)
 
 NAMES = {
     **{name: getattr(tw, name) for name in tw.__all__},

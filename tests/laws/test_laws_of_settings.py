@@ -13,6 +13,7 @@ from laws.law_cases import (
     NAMES,
     OTHER_SETTINGS,
     OUTERS,
+    PEERS,
     SETTINGS,
     concrete,
 )
@@ -28,7 +29,7 @@ settings = pytest.mark.parametrize("setting", SETTINGS, ids=repr)
     ("base", "listed"),
     [
         (Compressor, COMPRESSORS),
-        (tw.Exchange, EXCHANGES),
+        (tw.Exchange, (*EXCHANGES, *PEERS)),
         (tw.Outer, OUTERS),
         (Value, SETTINGS),
     ],

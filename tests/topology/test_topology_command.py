@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from thinwire import ConfigError
 from thinwire.cli.topology import adjacency, named, topology
-from thinwire.topology import TOPOLOGIES, Complete, OnePeerExponential, RandomMatching, Ring
+from thinwire.topology import TOPOLOGIES, Complete, OnePeerExponential, RandomMatching, RingGraph
 from thinwire.value import Value
 
 app = typer.Typer()
@@ -38,7 +38,7 @@ def test_the_table_and_the_file_say_what_the_topology_says(tmp_path):
         "ring", "--workers", 12, "--weights", "lazy", "--params", "1e5", "--bits", 4, "--json", file
     ).output
     data = json.loads(file.read_text())
-    graph = Ring(weights="lazy")
+    graph = RingGraph(weights="lazy")
     assert data["command"] == "topology"
     assert [r["workers"] for r in data["results"]] == [2, 4, 8, 12]
     for r in data["results"]:
@@ -65,7 +65,12 @@ def test_one_worker_needs_no_one():
 
 
 def test_the_drawn_graph_shows_who_hears_whom():
-    assert adjacency(Ring(), 4, 0)[1:] == ["0 \\ # . #", "1 # \\ # .", "2 . # \\ #", "3 # . # \\"]
+    assert adjacency(RingGraph(), 4, 0)[1:] == [
+        "0 \\ # . #",
+        "1 # \\ # .",
+        "2 . # \\ #",
+        "3 # . # \\",
+    ]
     assert adjacency(OnePeerExponential(), 4, 0)[1:] == [
         "0 \\ 0 1 .", "1 . \\ 0 1", "2 1 . \\ 0", "3 0 1 . \\"
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from thinwire.topology import (
     Graph,
     Hypercube,
     OnePeerExponential,
-    Ring,
+    RingGraph,
     Static,
     Torus,
 )
@@ -58,7 +58,7 @@ def test_a_pair_that_is_not_symmetric_is_named():
     W = ((0.5, 0.25, 0.25), (0.5, 0.25, 0.25), (0.0, 0.5, 0.5))
     refused(Given(W), 3, r"not symmetric: W\[0, 1\] is 0.25 but W\[1, 0\] is 0.5")
     says = refused(OnePeerExponential(), 5, r"not symmetric: W\[0, 1\] is 0.5 but W\[1, 0\] is 0;")
-    assert "choose an undirected topology, such as Ring() or Exponential()" in says
+    assert "choose an undirected topology, like RingGraph() or Exponential()" in says
     OnePeerExponential().check(5, symmetric=False)
 
 
@@ -94,7 +94,7 @@ def test_an_n_that_the_graph_cannot_have_is_refused_with_the_nearest():
     refused(Torus(rows=16), 8, "16 rows x 0 cols make 0 workers, not N=8")
     refused(Graph(((0, 1), (1, 2))), 4, "ranks 0 to 2, 3 workers, but N is 4")
     for N in (0, -1, 2.0, True, 1 << 25):
-        refused(Ring(), N, "Ring: N is .*; it must be a whole number in")
+        refused(RingGraph(), N, "RingGraph: N is .*; it must be a whole number in")
     for ask in (
         Hypercube().degree,
         Hypercube().spectral_gap,
@@ -106,8 +106,8 @@ def test_an_n_that_the_graph_cannot_have_is_refused_with_the_nearest():
 
 
 def test_wrong_settings_are_refused_when_written():
-    with pytest.raises(ConfigError, match="Ring: weights is 'best'; choose one of 'metropolis', "):
-        Ring(weights="best")
+    with pytest.raises(ConfigError, match="RingGraph: weights is 'best'; choose one of"):
+        RingGraph(weights="best")
     with pytest.raises(ConfigError, match="Torus: rows is 0; it must be a whole number"):
         Torus(rows=0)
     with pytest.raises(ConfigError, match=r"Torus: cols is 2\.5; it must be a whole number"):

@@ -16,7 +16,7 @@ from thinwire.topology import (
     Hypercube,
     OnePeerExponential,
     RandomMatching,
-    Ring,
+    RingGraph,
     Star,
     Torus,
 )
@@ -37,7 +37,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("N", [3, 4, 5, 8, 13, 16])
 def test_networkx_builds_the_same_graphs(N):
-    assert same(graph_of(Ring(), N), networkx.cycle_graph(N))
+    assert same(graph_of(RingGraph(), N), networkx.cycle_graph(N))
     assert same(graph_of(Complete(), N), networkx.complete_graph(N))
     assert same(graph_of(Star(), N), networkx.star_graph(N - 1))
     jumps = [2**j for j in range(N) if 2**j < N]
@@ -77,13 +77,13 @@ def test_torus_with_a_side_of_two_counts_the_one_neighbour_once(weights):
         np.testing.assert_allclose(W.sum(1), 1, atol=1e-15)
         assert (W > 0).sum(1).max() <= 4
     assert Torus(2, 2, weights=weights).mixing(4) == pytest.approx(
-        Ring(weights=weights).mixing(4)[np.ix_([0, 1, 3, 2], [0, 1, 3, 2])]
+        RingGraph(weights=weights).mixing(4)[np.ix_([0, 1, 3, 2], [0, 1, 3, 2])]
     )
 
 
 @pytest.mark.parametrize("N", [3, 4, 5, 8, 13, 16, 100])
 def test_ring_gap_is_its_closed_form(N):
-    assert Ring().spectral_gap(N) == pytest.approx(1 - (1 + 2 * math.cos(2 * math.pi / N)) / 3)
+    assert RingGraph().spectral_gap(N) == pytest.approx(1 - (1 + 2 * math.cos(2 * math.pi / N)) / 3)
 
 
 @pytest.mark.parametrize("N", SIZES)
@@ -192,7 +192,7 @@ def test_fastest_finds_the_known_optima():
         assert optimum[name] - 1e-4 <= gap <= optimum[name] + 1e-9, name
 
 
-@pytest.mark.parametrize("kind", [Ring, Hypercube, Complete, Star])
+@pytest.mark.parametrize("kind", [RingGraph, Hypercube, Complete, Star])
 @pytest.mark.parametrize("N", [4, 8, 16])
 def test_the_constant_weight_is_the_optimum_where_edges_are_alike(kind, N):
     solved = Graph.of(graph_of(kind(), N), weights="fastest").spectral_gap(N)
@@ -238,7 +238,7 @@ def test_a_row_of_ten_thousand_workers_needs_no_matrix():
 
     N = 10_000
     some = networkx.random_regular_graph(4, N, seed=1)
-    topologies = [Ring(), Torus(), Exponential(), OnePeerExponential(), RandomMatching()]
+    topologies = [RingGraph(), Torus(), Exponential(), OnePeerExponential(), RandomMatching()]
     tracemalloc.start()
     for topology in [*topologies, Graph.of(some)]:
         for rank in range(0, N, 100):

@@ -15,6 +15,7 @@ import typer
 from thinwire.cli.demo import demo
 from thinwire.cli.doctor import doctor
 from thinwire.cli.signals import Interrupted, heeded
+from thinwire.cli.topology import topology
 from thinwire.cli.train import app as train
 from thinwire.errors import ThinwireError
 from thinwire.version import __version__
@@ -45,6 +46,7 @@ def options(
 
 app.command()(demo)
 app.add_typer(train, name="train")
+app.command()(topology)
 app.command()(doctor)
 
 

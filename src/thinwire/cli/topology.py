@@ -130,8 +130,8 @@ def adjacency(graph: Topology, N: int, seed: int) -> list[str]:
     r"""Returns who hears whom as lines of at most 80 characters; none where N is too large.
 
     Example:
-        >>> from thinwire.topology import Ring
-        >>> print("\n".join(adjacency(Ring(), 4, 0)))
+        >>> from thinwire.topology import RingGraph
+        >>> print("\n".join(adjacency(RingGraph(), 4, 0)))
         row: who hears; column: whom
         0 \ # . #
         1 # \ # .

@@ -2,18 +2,30 @@
 
 from thinwire.exchange.allreduce import AllReduce
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
+from thinwire.exchange.choco import Choco
+from thinwire.exchange.d_psgd import DPSGD
+from thinwire.exchange.deep_squeeze import DeepSqueeze
 from thinwire.exchange.feedback import Feedback, NoFeedback
 from thinwire.exchange.gather import Gather
+from thinwire.exchange.gossip import Gossip
+from thinwire.exchange.marsit import Marsit
+from thinwire.exchange.ring import Ring
 from thinwire.exchange.server import Server
 
 __all__ = [
+    "DPSGD",
     "AllReduce",
+    "Choco",
+    "DeepSqueeze",
     "Exchange",
     "Feedback",
     "Gather",
+    "Gossip",
     "Here",
+    "Marsit",
     "Memory",
     "NoFeedback",
+    "Ring",
     "Server",
     "Talk",
 ]

@@ -13,8 +13,7 @@ from thinwire.exchange.consensus import agreed_step, check_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix
 from thinwire.flat import Spans
-from thinwire.topology import Ring as RingGraph
-from thinwire.topology import Topology
+from thinwire.topology import RingGraph, Topology
 
 
 @dataclass(frozen=True, repr=False)

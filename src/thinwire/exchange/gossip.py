@@ -12,8 +12,7 @@ from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix
 from thinwire.flat import Spans
-from thinwire.topology import Ring as RingGraph
-from thinwire.topology import Topology
+from thinwire.topology import RingGraph, Topology
 from thinwire.value import one_of
 
 

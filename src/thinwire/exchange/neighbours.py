@@ -34,9 +34,6 @@ class Heard:
     mixed: Tensor
 
 
-Silence = Tensor | None
-
-
 def mix(
     v: Tensor, here: Here, topology: Topology, silent: bool = False
 ) -> Generator[Ask, Answer, Heard]:
@@ -116,8 +113,8 @@ def check_graph(topology: Topology, N: int, whose: str, differences: bool) -> No
     if differences and not topology.fixed:
         raise ConfigError(
             f"{whose} sends differences, and every neighbour must hear every one of them; "
-            f"{topology!r} changes by round. Use EdgeGossip (a replica per edge), DPSGD (whole "
-            "models), or a graph that stays: Ring, Torus, Hypercube, Exponential, Complete"
+            f"{topology!r} changes by round. Use DPSGD (whole models, any graph), or a graph "
+            "that stays: RingGraph, Torus, Hypercube, Exponential, Complete"
         )
     topology.check(N, symmetric=differences)
 

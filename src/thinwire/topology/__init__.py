@@ -4,10 +4,10 @@ from thinwire.topology.base import Row, Topology
 from thinwire.topology.changing import OnePeerExponential, RandomMatching
 from thinwire.topology.graph import Graph
 from thinwire.topology.static import WEIGHTS, Static, Uniform, Weights
-from thinwire.topology.structured import Complete, Exponential, Hypercube, Ring, Star, Torus
+from thinwire.topology.structured import Complete, Exponential, Hypercube, RingGraph, Star, Torus
 
 TOPOLOGIES: dict[str, type[Topology]] = {
-    "ring": Ring,
+    "ring": RingGraph,
     "torus": Torus,
     "hypercube": Hypercube,
     "complete": Complete,
@@ -27,7 +27,7 @@ __all__ = [
     "Hypercube",
     "OnePeerExponential",
     "RandomMatching",
-    "Ring",
+    "RingGraph",
     "Row",
     "Star",
     "Static",

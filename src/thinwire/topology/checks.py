@@ -52,7 +52,7 @@ def check_rows(
             if symmetric and abs(weight - back) > TOLERANCE:
                 raise ConfigError(
                     f"{where}: not symmetric: W[{i}, {j}] is {weight:.6g} but W[{j}, {i}] is "
-                    f"{back:.6g}; choose an undirected topology, such as Ring() or Exponential()"
+                    f"{back:.6g}; choose an undirected topology, like RingGraph() or Exponential()"
                 )
     for j, column in enumerate(columns):
         total = math.fsum(column)

@@ -1,4 +1,4 @@
-"""Ring, Torus, Hypercube, Complete, Star, Exponential: graphs known by a rule."""
+"""RingGraph, Torus, Hypercube, Complete, Star, Exponential: graphs known by a rule."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from thinwire.value import whole
 
 
 @dataclass(frozen=True, repr=False)
-class Ring(Uniform):
+class RingGraph(Uniform):
     """Each worker hears the one before and the one after it: degree 2.
 
     Gap, metropolis, N > 2: 1 - (1 + 2 cos(2 pi/N))/3, about 13/N^2: the fewest bytes a round and
     the most rounds. Fastest is the optimum over all weights, about 3/2 of that gap if N is large.
 
     Example:
-        >>> Ring().neighbours(0, N=8), Ring().neighbours(0, N=2)
+        >>> RingGraph().neighbours(0, N=8), RingGraph().neighbours(0, N=2)
         ((1, 7), (1,))
-        >>> Ring().row(1, N=4)
+        >>> RingGraph().row(1, N=4)
         {0: 0.3333333333333333, 1: 0.33333333333333337, 2: 0.3333333333333333}
     """
 
