@@ -13,24 +13,52 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from thinwire.cli.idx import Digits
-from thinwire.compress import Compressor, Identity, Sign, TopK
+from thinwire.compress import QSGD, Compressor, Identity, Sign, TopK
 from thinwire.errors import ConfigError
-from thinwire.exchange import Exchange, Feedback, NoFeedback, Server
+from thinwire.exchange import (
+    DPSGD,
+    Choco,
+    DeepSqueeze,
+    Exchange,
+    Feedback,
+    Gossip,
+    Marsit,
+    NoFeedback,
+    Ring,
+    Server,
+)
 from thinwire.shell import LocalSGD, Seat
 from thinwire.simulate import LockStep
 
 D = 7850
-OPERATORS: dict[str, Callable[[int], Compressor]] = {
-    "qsparse_local_sgd": lambda k: TopK(k=k, scope="global") >> Sign(),
-    "topk_sgd": lambda k: TopK(k=k, scope="global"),
-    "ef_sign_sgd": lambda k: Sign(scope="global"),
-    "local_sgd": lambda k: Identity(),
-    "vanilla": lambda k: Identity(),
-}
-"""What each preset says in this setting: one flat scope, k entries of 7850."""
+
+
+def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
+    """What each preset says in this setting, one flat scope, and to whom."""
+    owed = Feedback() if feedback else NoFeedback(permit="biased")
+    topk, sign = TopK(k=k, scope="global"), Sign(scope="global")
+    eight = QSGD(bits=8, norm="max", scale="none", scope="global", bucket=1024)
+    return {
+        "qsparse_local_sgd": (topk >> Sign(), Server(owed)),
+        "topk_sgd": (topk, Server(owed)),
+        "ef_sign_sgd": (sign, Server(owed)),
+        "local_sgd": (Identity(), Server(NoFeedback())),
+        "vanilla": (Identity(), Server(NoFeedback())),
+        "qprsgd_ring": (eight, Ring()),
+        "qprsgd_gossip": (eight, Gossip()),
+        "choco_sgd": (topk, Choco()),
+        "deep_squeeze": (QSGD(bits=8, norm="max", scope="global", bucket=1024), DeepSqueeze()),
+        "d_psgd": (Identity(), DPSGD(mixing="before")),
+        "squarm_sgd": (topk >> Sign(), Choco(trigger=1e-4)),
+        "marsit": (Sign(), Marsit()),
+    }
+
+
+ONE_STEP = ("vanilla", "topk_sgd", "ef_sign_sgd", "choco_sgd", "deep_squeeze", "d_psgd", "marsit")
+"""Presets that take one local step a round unless asked for more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,7 @@ class Setting:
     """One run.
 
     Args:
-        preset: a name of `OPERATORS`.
+        preset: a name of `thinwire.PRESETS`.
         H: local steps per round.
         k: kept entries, where the preset sparsifies.
         step_size: c of c a / (a + t).
@@ -64,8 +92,9 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.preset not in OPERATORS:
-            raise ConfigError(f"no preset {self.preset!r}; choose {', '.join(OPERATORS)}")
+        known = _methods(1, True)
+        if self.preset not in known:
+            raise ConfigError(f"no preset {self.preset!r}; choose {', '.join(known)}")
         if self.preset == "vanilla" and self.H != 1:
             raise ConfigError("vanilla takes one local step a round; local_sgd takes H")
         for name in ("H", "k", "workers", "batch", "max_steps"):
@@ -78,16 +107,9 @@ class Setting:
             raise ConfigError(f"target error is {self.target_error}; it must lie in [0, 1]")
 
     @property
-    def compressor(self) -> Compressor:
-        """C of this run."""
-        return OPERATORS[self.preset](self.k)
-
-    @property
-    def exchange(self) -> Exchange:
-        """The papers' master; an exact operator leaves nothing to feed back."""
-        if self.compressor == Identity():
-            return Server(NoFeedback())
-        return Server(Feedback() if self.feedback else NoFeedback(permit="biased"))
+    def method(self) -> tuple[Compressor, Exchange]:
+        """C of this run, and who says it to whom."""
+        return _methods(self.k, self.feedback)[self.preset]
 
 
 @dataclass(frozen=True)
@@ -102,7 +124,7 @@ class Progress:
 
 def usual_H(preset: str) -> int:
     """Returns the local steps that a preset takes where none are asked for."""
-    return 1 if preset in ("vanilla", "topk_sgd", "ef_sign_sgd") else 8
+    return 1 if preset in ONE_STEP else 8
 
 
 class Worker:
@@ -122,12 +144,13 @@ class Worker:
         nn.init.zeros_(self.model.weight)
         nn.init.zeros_(self.model.bias)
         inner = torch.optim.SGD(self.model.parameters(), lr=setting.step_size, weight_decay=1 / n)
+        compressor, exchange = setting.method
         self.optimizer = LocalSGD(
             self.model,
             inner,
             H=setting.H,
-            compressor=setting.compressor,
-            exchange=setting.exchange,
+            compressor=compressor,
+            exchange=exchange,
             group=group,
             seed=setting.seed,
         )
@@ -142,10 +165,10 @@ class Worker:
         logits = self.model(self.data.train_x[batch])
         nn.functional.cross_entropy(logits, self.data.train_y[batch]).backward()  # type: ignore[no-untyped-call]
 
-    def test_error(self) -> float:
-        """Returns the wrong fraction of the test images, at the anchor."""
-        w = self.optimizer.anchor[: 10 * self.data.test_x.shape[1]].view(10, -1)
-        logits = self.data.test_x @ w.t() + self.optimizer.anchor[w.numel() :]
+    def test_error(self, anchor: Tensor) -> float:
+        """Returns the wrong fraction of the test images, at these parameters."""
+        w = anchor[: 10 * self.data.test_x.shape[1]].view(10, -1)
+        logits = self.data.test_x @ w.t() + anchor[w.numel() :]
         return float((logits.argmax(1) != self.data.test_y).double().mean())
 
 
@@ -173,14 +196,15 @@ def train(
         for worker in workers:
             worker.schedule.step()
         if done % every == 0 and done % setting.H == 0:
-            error = first.test_error()
+            error = first.test_error(_anchor(workers))
             three = [*three[1:], error]
             uplink = _uplink(workers)
             tell(Progress(done, first.optimizer.round, uplink, error))
             if sum(three) / 3 <= setting.target_error:
                 break
     rounds = first.optimizer.round
-    bits = setting.compressor.fixed_width_bits(first.optimizer.spans)
+    compressor, exchange = setting.method
+    bits = compressor.fixed_width_bits(first.optimizer.spans)
     return {
         "preset": setting.preset,
         "H": setting.H,
@@ -195,7 +219,10 @@ def train(
         "steps": done,
         "rounds": rounds,
         "framed_bytes": _uplink(workers),
-        "fixed_width_bits": rounds * setting.workers * bits,
+        "sent_bytes": _total([sum(w.optimizer.stats.sent.values()) for w in workers]),
+        "fixed_width_bits": (
+            rounds * setting.workers * bits if isinstance(exchange, Server) else None
+        ),
         "test_error": sum(three) / 3,
         "seconds": round(time.perf_counter() - began, 3),
     }
@@ -213,9 +240,22 @@ def _cluster(setting: Setting, data: Digits) -> tuple[list[Worker], Callable[[],
 
 
 def _uplink(workers: list[Worker]) -> int:
-    total = sum(worker.optimizer.stats.uplink for worker in workers)
+    return _total([worker.optimizer.stats.uplink for worker in workers])
+
+
+def _total(own: list[int]) -> int:
+    total = torch.tensor([sum(own)], dtype=torch.int64)
     if dist.is_available() and dist.is_initialized():
-        shared = torch.tensor([total], dtype=torch.int64)
-        dist.all_reduce(shared)
-        total = int(shared)
-    return total
+        dist.all_reduce(total)
+    return int(total)
+
+
+def _anchor(workers: list[Worker]) -> Tensor:
+    """The parameters that are tested: all workers' own, or, where they differ, their mean."""
+    first = workers[0].optimizer
+    if first.exchange.replicates:
+        return first.anchor
+    total = torch.stack([worker.optimizer.anchor for worker in workers]).sum(0)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total / first.place[1]

@@ -24,7 +24,7 @@ def mnist(
     data: Annotated[Path, typer.Option(help="Folder of MNIST's four IDX files, gzipped or not.")],
     preset: Annotated[
         str,
-        typer.Option(help="qsparse_local_sgd, topk_sgd, ef_sign_sgd, local_sgd or vanilla."),
+        typer.Option(help="The method, by its preset's name."),
     ] = "qsparse_local_sgd",
     H: Annotated[
         int | None, typer.Option("--H", help="Local steps per round; 8, or 1 where the preset is.")
@@ -97,11 +97,12 @@ def mnist(
         drawn.finish(name, f"target {setting.target_error:g} {outcome}")
     if gang:
         dist.destroy_process_group()
+    bits = result["fixed_width_bits"]
+    fixed = "" if bits is None else f", {bits / 1e6:.3f} Mbit in fixed width"
     typer.echo(
         f"{name}: test error {result['test_error']:.4f} ({outcome} {setting.target_error:g}) after "
         f"{result['steps']} steps, {result['rounds']} rounds; uplink of {setting.workers} workers "
-        f"{size(result['framed_bytes'])} framed, "
-        f"{result['fixed_width_bits'] / 1e6:.3f} Mbit in fixed width; {result['seconds']:.1f} s"
+        f"{size(result['framed_bytes'])} framed{fixed}; {result['seconds']:.1f} s"
     )
     typer.echo(f"log: {lines.file}")
     if json is not None:

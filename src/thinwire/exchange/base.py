@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -65,7 +66,13 @@ class Here:
 
 
 class Exchange(Value, ABC):
-    """Turns each worker's pseudo-gradient into one direction, by posts and takes."""
+    """Turns each worker's pseudo-gradient into one direction, by posts and takes.
+
+    Attributes:
+        replicates: whether all workers hold the same anchor after every round, to the last bit.
+    """
+
+    replicates: ClassVar[bool] = True
 
     @abstractmethod
     def init(self, here: Here) -> Memory:

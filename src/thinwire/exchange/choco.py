@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class Choco(Exchange):
     Differs: two vectors in place of a replica of each neighbour.
     """
 
+    replicates: ClassVar[bool] = False
     topology: Topology = field(default_factory=RingGraph)
     gamma: float | None = None
     trigger: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ class DPSGD(Exchange):
     Source: D-PSGD (arXiv 1705.09056), which mixes before.
     """
 
+    replicates: ClassVar[bool] = False
     topology: Topology = field(default_factory=RingGraph)
     mixing: Literal["after", "before"] = "after"
 

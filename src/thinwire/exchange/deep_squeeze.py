@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class DeepSqueeze(Exchange):
     Source: DeepSqueeze (arXiv 1907.07346).
     """
 
+    replicates: ClassVar[bool] = False
     topology: Topology = field(default_factory=RingGraph)
     gamma: float | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class Gossip(Exchange):
         fixed, starts are equal and no message is lost; and the choice of mixing.
     """
 
+    replicates: ClassVar[bool] = False
     topology: Topology = field(default_factory=RingGraph)
     mixing: Literal["after", "before"] = "after"
 
