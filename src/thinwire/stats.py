@@ -8,7 +8,7 @@ from typing import Any
 from thinwire.transport.base import Answer, Ask, Reduce, Turn
 from thinwire.wire.frame import BUFFER_PART, Kind
 
-UP = (Kind.SAID.name, Kind.ALARM.name)
+UP = (Kind.SAID.name, Kind.ALARM.name, Kind.SILENCE.name, Kind.PLEA.name, Kind.NUMBER.name)
 DOWN = (Kind.REPLY.name, Kind.REFUSAL.name)
 
 
@@ -67,7 +67,9 @@ class Stats:
 
 
 def kind_of(frame: bytes) -> str:
-    """Returns the name of a frame's kind, or "BUFFERS" where it shares a model's buffers."""
+    """Returns a frame's kind by name, "LOST" where none came, "BUFFERS" where it shares those."""
+    if not frame:
+        return "LOST"
     if int.from_bytes(frame[14:16], "little") == BUFFER_PART:
         return "BUFFERS"
     return Kind(frame[3]).name if frame[3] in Kind._value2member_map_ else "UNKNOWN"

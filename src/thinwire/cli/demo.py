@@ -26,6 +26,10 @@ def demo(
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the model and the order.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Compare DDP with this preset instead; may be repeated."),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the results as JSON.")
     ] = None,
@@ -46,9 +50,13 @@ def demo(
         _check_installed("matplotlib")
     check_writable(json)
     check_writable(picture)
-    settings = {"workers": workers, "epochs": epochs}
+    from thinwire.cli.demo_methods import chosen
+
+    presets = preset or []
+    chosen(presets)
+    settings = {"workers": workers, "epochs": epochs, "presets": presets}
     with RunLog("demo", seed, settings, log) as run:
-        results = compare(workers, seed, epochs, run)
+        results = compare(workers, seed, epochs, presets, run)
         for result in results:
             run.write("result", **result)
     if json is not None:
@@ -64,13 +72,16 @@ def demo(
     typer.echo(f"Log: {run.file}")
 
 
-def compare(N: int, seed: int, epochs: int, run: RunLog) -> list[dict[str, Any]]:
+def compare(
+    N: int, seed: int, epochs: int, presets: list[str], run: RunLog
+) -> list[dict[str, Any]]:
     """Trains every method with a gang of N workers and returns one result each.
 
     Args:
         N: workers.
         seed: of the split, the model, the order and the compressors.
         epochs: passes over the training images.
+        presets: compared with DDP, or none for the demo's own methods.
         run: is told of every worker's epochs.
     """
     plan: list[Message] = []
@@ -78,7 +89,8 @@ def compare(N: int, seed: int, epochs: int, run: RunLog) -> list[dict[str, Any]]
     # This process stays light, so that Ctrl-C is heard at once: a worker loads and compiles.
     with bars() as drawn, tempfile.TemporaryDirectory(prefix="thinwire-demo-") as folder:
         drawn.add("starting", 0)
-        args = {"data": str(Path(folder) / "digits.npz"), "seed": seed, "epochs": epochs}
+        data = str(Path(folder) / "digits.npz")
+        args = {"data": data, "seed": seed, "epochs": epochs, "presets": presets}
         with Gang(N, "thinwire.cli.demo_train:work", args, PATIENCE) as gang:
             run.write("gang", pids=gang.pids)
             for message in gang.messages():

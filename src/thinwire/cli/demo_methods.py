@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thinwire.compress import QSGD, TopK
-from thinwire.presets import Preset, local_sgd, qsparse_local_sgd, topk_sgd
+from thinwire.errors import ConfigError
+from thinwire.presets import PRESETS, Preset, local_sgd, qsparse_local_sgd, topk_sgd
 from thinwire.schedule import H_at
 
 LEARNING_RATES = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -47,6 +49,9 @@ class Method:
         }
 
 
+UNTUNED = 0.8
+"""The rate of a preset that is asked for by name."""
+
 METHODS = (
     Method("DDP", 0.8, None),
     Method("Local SGD, H=8", 0.8, local_sgd(H=8)),
@@ -58,3 +63,16 @@ METHODS = (
         qsparse_local_sgd(H=8, compressor=TopK(density=0.01) >> QSGD(bits=4)),
     ),
 )
+
+
+def chosen(presets: Sequence[str]) -> tuple[Method, ...]:
+    """Returns the demo's methods: its own, or DDP and these presets at the rate `UNTUNED`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    unknown = [name for name in presets if name not in PRESETS]
+    if unknown:
+        raise ConfigError(f"no preset {unknown[0]!r}; choose from {', '.join(PRESETS)}")
+    asked = tuple(Method(name, UNTUNED, PRESETS[name]()) for name in dict.fromkeys(presets))
+    return (METHODS[0], *asked) if asked else METHODS

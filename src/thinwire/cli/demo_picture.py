@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     top = max(p["accuracy"] for r in results for p in r["curve"])
     height = max(top - low, 0.05)
     tiers = _tiers([r["bytes"] for r in results])
-    for result, (colour, marker, line), tier in zip(results, STYLES, tiers, strict=True):
+    for result, (colour, marker, line), tier in zip(results, cycle(STYLES), tiers, strict=False):
         x = [point["bytes"] for point in result["curve"]]
         y = [point["accuracy"] for point in result["curve"]]
         axes.plot(

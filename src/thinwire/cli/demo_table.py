@@ -21,7 +21,8 @@ frames: its bytes are the gradient bytes it handed over, measured, times the
 ratio: DDP's bytes / the method's. here: computing and talking on this machine,
 without start and tests. 100 Mbit/s: bytes of the busiest rank alone, at that
 rate, no latency and no computing: for DDP what it sends (a ring uses both
-directions at once), for the others what rank 0 hears and then answers."""
+directions at once), as for any ring or gossip; with a master, what rank 0
+hears and then answers."""
 
 
 def show(results: list[Result]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from thinwire import flat
-from thinwire.cli.demo_methods import METHODS, Method
+from thinwire.cli.demo_methods import Method, chosen
 from thinwire.cli.worker import Say
+from thinwire.exchange import Server
 from thinwire.kernels import cpu
 from thinwire.shell import LocalSGD, Seat
 from thinwire.simulate import LockStep
@@ -76,11 +77,12 @@ def work(rank: int, N: int, args: dict[str, Any], say: Say) -> None:
         n_test = save_digits(args["data"], args["seed"])
         cpu.warm()  # alone, so that on a cold cache the others load what this one compiled
     dist.barrier()
-    _rehearse()
+    methods = chosen(args["presets"])
+    _rehearse(methods)
     if rank == 0:
         facts = {"epochs": args["epochs"], "test_images": n_test}
-        say("plan", methods=[{**method.as_dict(), **facts} for method in METHODS])
-    for method in METHODS:
+        say("plan", methods=[{**method.as_dict(), **facts} for method in methods])
+    for method in methods:
         dist.barrier()  # so that the seconds are the method's own
         train = _with_ddp if method.preset is None else _with_local_sgd
         train(method, Digits(args["data"], rank, N, args["seed"]), args["epochs"], say)
@@ -105,9 +107,9 @@ def save_digits(file: str, seed: int) -> int:
     return len(test)
 
 
-def _rehearse() -> None:
+def _rehearse(methods: Sequence[Method]) -> None:
     # Loading a kernel takes longer than many rounds: that belongs to no method's seconds.
-    for method in METHODS:
+    for method in methods:
         if method.preset is not None:
             model = network(0)
             inner = torch.optim.SGD(model.parameters(), lr=method.lr)
@@ -128,12 +130,14 @@ def _with_local_sgd(method: Method, digits: Digits, epochs: int, say: Say) -> No
 
     def traffic() -> dict[str, int]:
         sent, received = optimizer.stats.sent, optimizer.stats.received
+        hears, says = (sum(side[kind] for kind in UP + DOWN) for side in (received, sent))
         return {
             "rounds": optimizer.round,
             "up": sum(sent[kind] for kind in UP),
             "down": sum(sent[kind] for kind in DOWN),
-            # A master hears all, then answers all: its link carries one after the other.
-            "link": sum(sent[kind] + received[kind] for kind in UP + DOWN),
+            # A master hears all, then answers all: its link carries one after the other. Among
+            # peers both directions are busy at once.
+            "link": hears + says if isinstance(optimizer.exchange, Server) else max(hears, says),
             "setup": setup,
         }
 

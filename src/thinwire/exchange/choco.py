@@ -12,7 +12,7 @@ from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.consensus import agreed_step, check_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
-from thinwire.exchange.neighbours import check_graph, mix
+from thinwire.exchange.neighbours import check_graph, mix, owes_repair, repair
 from thinwire.flat import Spans
 from thinwire.topology import RingGraph, Topology
 from thinwire.value import in_range
@@ -54,14 +54,23 @@ class Choco(Exchange):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "Choco", differences=True)
-        return {"p": host.zeros(here.spans.d), "r": host.zeros(here.spans.d)}
+        return {
+            "p": host.zeros(here.spans.d),
+            "r": host.zeros(here.spans.d),
+            "missed": host.ints([0]),
+        }
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        p, r = mem["p"], mem["r"]
+        p, r, plead = mem["p"], mem["r"], owes_repair(mem)
         u = delta + r
         silent = self.trigger > 0 and float(u.double().square().sum()) <= self.trigger
-        heard = yield from mix(u, here, self.topology, silent)
+        heard = yield from mix(u, here, self.topology, silent, plead)
         step = known_step(self.gamma, mem) or (yield from agreed_step(u, heard.said, here))
         p = p - heard.said + heard.mixed
+        replica = anchor + r - heard.said
+        mixed = yield from repair(replica, heard, plead, here, self.topology)
+        if mixed is not None:
+            p = replica - mixed
+        missed = host.ints([int(heard.missed or (plead and mixed is None))])
         pull = step.get("gamma", host.float_(0.0)) * p
-        return delta + pull, {"p": p, "r": u - heard.said + pull, **step}
+        return delta + pull, {"p": p, "r": u - heard.said + pull, "missed": missed, **step}

@@ -10,7 +10,7 @@ from torch import Tensor
 from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
-from thinwire.exchange.neighbours import check_accurate, check_graph, mix
+from thinwire.exchange.neighbours import check_accurate, check_graph, mix, owes_repair, repair
 from thinwire.flat import Spans
 from thinwire.topology import RingGraph, Topology
 from thinwire.value import one_of
@@ -48,11 +48,18 @@ class Gossip(Exchange):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "Gossip", differences=True)
-        return {"p": host.zeros(here.spans.d)}
+        return {"p": host.zeros(here.spans.d), "missed": host.ints([0])}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        p = mem["p"]
+        p, plead = mem["p"], owes_repair(mem)
         u = delta + p
-        heard = yield from mix(u, here, self.topology)
+        heard = yield from mix(u, here, self.topology, plead=plead)
         direction = heard.said if self.mixing == "before" else heard.mixed
-        return direction, {"p": p - heard.said + heard.mixed}
+        new = p - heard.said + heard.mixed
+        replica = anchor - heard.said if self.mixing == "before" else anchor + p - heard.said
+        mixed = yield from repair(replica, heard, plead, here, self.topology)
+        if mixed is not None:
+            new = replica - mixed
+            direction = heard.said if self.mixing == "before" else anchor - mixed
+        missed = heard.missed or (plead and mixed is None)
+        return direction, {"p": new, "missed": host.ints([int(missed)])}

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from thinwire import host, kernels
-from thinwire.compress import Compressor
+from thinwire.compress import Compressor, Payload
 from thinwire.errors import ConfigError, FrameError, NonFiniteError
-from thinwire.exchange.base import Here, tensor_name
+from thinwire.exchange.base import Here, Memory, tensor_name
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.topology import Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.wire.body import pack, unpack
+from thinwire.wire.body import as_bytes, pack, unpack
 from thinwire.wire.frame import HEADER, Kind, unseal
+
+SPOKEN = (Kind.SAID, Kind.PLEA)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +29,19 @@ class Heard:
 
     Args:
         said: (d,) float32, this worker's own message as its neighbours decode it.
-        mixed: (d,) float32, mix(said).
+        mixed: (d,) float32, mix(said), without what was missed.
+        missed: whether some neighbour's message did not come.
+        pleas: the neighbours that missed one before and want a replica whole.
     """
 
     said: Tensor
     mixed: Tensor
+    missed: bool
+    pleas: tuple[int, ...]
 
 
 def mix(
-    v: Tensor, here: Here, topology: Topology, silent: bool = False
+    v: Tensor, here: Here, topology: Topology, silent: bool = False, plead: bool = False
 ) -> Generator[Ask, Answer, Heard]:
     """Says C(v) to all listeners and returns what it was, and the mix of what was heard.
 
@@ -46,50 +52,107 @@ def mix(
         here: where this worker stands.
         topology: who hears whom, and W.
         silent: says nothing this round, which counts as saying zero.
+        plead: asks the neighbours for their replicas: see `repair`.
 
     Raises:
         NonFiniteError: this worker's message, or one that a neighbour tells of, is not finite.
             Whoever hears of it tells its own listeners in the next round, so that all learn it.
     """
-    seed, N, rank = here.key.seed, here.N, here.rank
-    hearers = topology.listeners(rank, N, here.round, seed)
-    row = topology.row(rank, N, here.round, seed)
-    bound = HEADER + max(REFUSAL_BODY, here.compressor.nbytes(here.spans))
-    C, spans = here.compressor, here.spans
-    broken = kernels.active().first_nonfinite(v, spans.starts)
-    own = None
-    if broken >= 0:
-        error = NonFiniteError([(rank, tensor_name(here, broken))], here.round)
-        frame = here.seal(Kind.REFUSAL, encode_refusal(error))
-    elif silent:
-        frame = here.seal(Kind.SILENCE, b"")
-    else:
-        own = C.compress(v, here.key, spans)
-        frame = here.seal(Kind.SAID, pack(own, C))
-    speakers = tuple(j for j in row if j != rank)
-    posts = tuple(Post(to, frame, bound) for to in hearers)
-    frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
-    if broken >= 0:
+    C, N, rank = here.compressor, here.N, here.rank
+    row = topology.row(rank, N, here.round, here.key.seed)
+    bound = HEADER + max(REFUSAL_BODY, C.nbytes(here.spans))
+    own, frame, error = _own_message(v, here, silent, plead)
+    posts = [Post(to, frame, bound) for to in hearers(here, topology)]
+    speakers = [j for j in row if j != rank]
+    frames = yield from turn(tuple(posts), tuple(Take(j, bound) for j in speakers))
+    if error is not None:
         raise error
     told = dict(zip(speakers, frames, strict=True))
-    mixed = host.zeros(spans.d)
+    mixed, missed, pleas = host.zeros(here.spans.d), False, []
     for j, weight in row.items():
         payload = own
         if j != rank:
-            kind, body = unseal(told[j], here.address(j), Kind.SAID, Kind.SILENCE, Kind.REFUSAL)
+            if not told[j]:
+                missed = True
+                continue
+            kind, body = unseal(told[j], here.address(j), *SPOKEN, Kind.SILENCE, Kind.REFUSAL)
+            reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
-                reason = refusal(here.reader(body, j), here)
+                reason = refusal(reader, here)
                 yield from _pass_on(reason, here, topology, bound)
                 raise reason
-            payload = None
-            if kind is Kind.SAID:
-                reader = here.reader(body, j)
-                payload = unpack(reader, C, spans, here.key_of(j))
-                reader.end()
+            payload = unpack(reader, C, here.spans, here.key_of(j)) if kind in SPOKEN else None
+            reader.end()
+            if kind is Kind.PLEA:
+                pleas.append(j)
         if payload is not None:
             C.accumulate(mixed, payload, weight)
-    said = host.zeros(spans.d) if own is None else C.decompress(own)
-    return Heard(said, mixed)
+    said = host.zeros(here.spans.d) if own is None else C.decompress(own)
+    return Heard(said, mixed, missed, tuple(pleas))
+
+
+def repair(
+    replica: Tensor, heard: Heard, plead: bool, here: Here, topology: Topology
+) -> Generator[Ask, Answer, Tensor | None]:
+    """Tells this worker's replica to who pleaded, and returns sum_j W_ij x^_j if it pleaded itself.
+
+    A worker that missed a message has lost count of the replicas it keeps only a sum of. One dense
+    round of its neighbourhood puts it right; None where a replica was lost, too, and the worker
+    must plead again.
+
+    Price: a dense vector from each neighbour to who pleaded, and only then.
+
+    Args:
+        replica: (d,) float32, x^_i after this round.
+        heard: what `mix` returned.
+        plead: whether this worker pleaded.
+        here: where this worker stands.
+        topology: who hears whom, and W.
+    """
+    bound = HEADER + 4 * here.spans.d
+    frame = here.seal(Kind.VECTOR, as_bytes(replica)) if heard.pleas else b""
+    posts = tuple(Post(to, frame, bound) for to in heard.pleas)
+    row = topology.row(here.rank, here.N, here.round, here.key.seed)
+    speakers = [j for j in row if j != here.rank] if plead else []
+    if not posts and not speakers:
+        return None
+    frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
+    if not plead or not all(frames):
+        return None
+    told, total = dict(zip(speakers, frames, strict=True)), host.zeros(here.spans.d)
+    for j, weight in row.items():
+        vector = replica
+        if j != here.rank:
+            _, body = unseal(told[j], here.address(j), Kind.VECTOR)
+            reader = here.reader(body, j)
+            vector = reader.floats(here.spans.d, "replica")
+            reader.end()
+        total += vector * weight
+    return total
+
+
+def hearers(here: Here, topology: Topology) -> tuple[int, ...]:
+    """Returns who hears this worker in this round."""
+    return topology.listeners(here.rank, here.N, here.round, here.key.seed)
+
+
+def owes_repair(mem: Memory) -> bool:
+    """Returns whether this worker missed a message and has not been put right since."""
+    return bool(mem["missed"])
+
+
+def _own_message(
+    v: Tensor, here: Here, silent: bool, plead: bool
+) -> tuple[Payload | None, bytes, NonFiniteError | None]:
+    broken = kernels.active().first_nonfinite(v, here.spans.starts)
+    if broken >= 0:
+        error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
+        return None, here.seal(Kind.REFUSAL, encode_refusal(error)), error
+    if silent and not plead:
+        return None, here.seal(Kind.SILENCE, b""), None
+    own = here.compressor.compress(v, here.key, here.spans)
+    kind = Kind.PLEA if plead else Kind.SAID
+    return own, here.seal(kind, pack(own, here.compressor)), None
 
 
 def _pass_on(
@@ -97,8 +160,7 @@ def _pass_on(
 ) -> Generator[Ask, Answer, None]:
     later = replace(here, round=here.round + 1)
     frame = later.seal(Kind.REFUSAL, encode_refusal(reason))
-    hearers = topology.listeners(here.rank, here.N, later.round, here.key.seed)
-    yield from turn(tuple(Post(to, frame, bound) for to in hearers))
+    yield from turn(tuple(Post(to, frame, bound) for to in hearers(later, topology)))
 
 
 def check_graph(topology: Topology, N: int, whose: str, differences: bool) -> None:

@@ -26,7 +26,10 @@ class Post:
 
 @dataclass(frozen=True)
 class Take:
-    """Give me the next frame of that rank, at most `bound` bytes."""
+    """Give me the next frame of that rank, at most `bound` bytes.
+
+    A transport that gives up on a frame answers with no bytes at all; most raise instead.
+    """
 
     source: int
     bound: int

@@ -41,6 +41,8 @@ class Kind(IntEnum):
     """Instead of a reply: the round is refused, and by whose values."""
     SILENCE = 8
     """Instead of a message: this worker has too little to say."""
+    PLEA = 10
+    """A message, and a plea: what this worker missed, its neighbours tell it whole."""
     NUMBER = 9
     """One float64 that all workers must agree on."""
 
