@@ -65,11 +65,15 @@ def load(saved: dict[str, Any], own: dict[str, Any], same: tuple[str, ...]) -> R
 
 
 def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
-    # A measured consensus step is remembered only once it has been measured.
-    optional = {"gamma"}
-    if not isinstance(saved, dict) or (saved.keys() ^ own.keys()) - optional:
+    # What an exchange comes to remember on its way: a measured step, replicas of workers met.
+    names = saved.keys() ^ own.keys() if isinstance(saved, dict) else own.keys()
+    if any(not _is_gained(name) for name in names) or not isinstance(saved, dict):
         raise ConfigError(f"this state's {part} holds {list(saved)}; expected {list(own)}")
     for name, tensor in saved.items():
         like = own.get(name)
         if not isinstance(tensor, Tensor) or (like is not None and tensor.shape != like.shape):
             raise ConfigError(f"this state's {part} {name!r} has another shape or is no tensor")
+
+
+def _is_gained(name: str) -> bool:
+    return name in ("gamma", "start") or name.startswith(("mine/", "theirs/"))

@@ -107,6 +107,8 @@ PEERS: tuple[tw.Exchange, ...] = (
     tw.DeepSqueeze(tw.Complete(), gamma=0.25),
     tw.DPSGD(tw.RandomMatching(), mixing="before"),
     tw.Marsit(K=7),
+    tw.EdgeGossip(),
+    tw.EdgeGossip(tw.Hypercube(), gamma=0.5),
 )
 """Exchanges without a mean that all share, or without whole messages: laws of their own."""
 

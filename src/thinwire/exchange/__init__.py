@@ -5,6 +5,7 @@ from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.choco import Choco
 from thinwire.exchange.d_psgd import DPSGD
 from thinwire.exchange.deep_squeeze import DeepSqueeze
+from thinwire.exchange.edge_gossip import EdgeGossip
 from thinwire.exchange.feedback import Feedback, NoFeedback
 from thinwire.exchange.gather import Gather
 from thinwire.exchange.gossip import Gossip
@@ -17,6 +18,7 @@ __all__ = [
     "AllReduce",
     "Choco",
     "DeepSqueeze",
+    "EdgeGossip",
     "Exchange",
     "Feedback",
     "Gather",

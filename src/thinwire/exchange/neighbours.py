@@ -79,7 +79,7 @@ def mix(
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
                 reason = refusal(reader, here)
-                yield from _pass_on(reason, here, topology, bound)
+                yield from pass_on(reason, here, topology, bound)
                 raise reason
             payload = unpack(reader, C, here.spans, here.key_of(j)) if kind in SPOKEN else None
             reader.end()
@@ -155,9 +155,10 @@ def _own_message(
     return own, here.seal(kind, pack(own, here.compressor)), None
 
 
-def _pass_on(
+def pass_on(
     reason: NonFiniteError | FrameError, here: Here, topology: Topology, bound: int
 ) -> Generator[Ask, Answer, None]:
+    """Tells this worker's listeners of the next round why there will be none."""
     later = replace(here, round=here.round + 1)
     frame = later.seal(Kind.REFUSAL, encode_refusal(reason))
     yield from turn(tuple(Post(to, frame, bound) for to in hearers(later, topology)))
@@ -175,8 +176,8 @@ def check_graph(topology: Topology, N: int, whose: str, differences: bool) -> No
     if differences and not topology.fixed:
         raise ConfigError(
             f"{whose} sends differences, and every neighbour must hear every one of them; "
-            f"{topology!r} changes by round. Use DPSGD (whole models, any graph), or a graph "
-            "that stays: RingGraph, Torus, Hypercube, Exponential, Complete"
+            f"{topology!r} changes by round. Use EdgeGossip (replicas per edge), DPSGD (whole "
+            "models), or a graph that stays: RingGraph, Torus, Hypercube, Exponential, Complete"
         )
     topology.check(N, symmetric=differences)
 
