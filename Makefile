@@ -10,10 +10,11 @@ demo: .venv/ready ## train the digits with five methods and see what the wire ca
 
 test: .venv/ready lint ## everything: lint, types, all tests
 	$(BIN)/thinwire doctor --warm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not network"
+	$(BIN)/python -m pytest -m network
 
 fast: .venv/ready ## the unit tests alone
-	$(BIN)/python -m pytest -m "not slow and not network"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not network"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
