@@ -21,6 +21,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+MNIST ?= ../shared/data/mnist
 table: .venv/ready ## the papers' MNIST table, five seeds; MNIST=folder of the IDX files
 	$(BIN)/python bench/mnist_convex.py --data $(MNIST)
 

@@ -45,6 +45,8 @@ def load(saved: dict[str, Any], own: dict[str, Any], same: tuple[str, ...]) -> R
     Raises:
         ConfigError: something is missing, or does not fit; nothing has been changed.
     """
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{saved!r} is no state of LocalSGD")
     missing = sorted(own.keys() - saved.keys())
     if missing:
         raise ConfigError(f"this state lacks {', '.join(missing)}; it was not saved by LocalSGD")
@@ -53,6 +55,9 @@ def load(saved: dict[str, Any], own: dict[str, Any], same: tuple[str, ...]) -> R
             raise ConfigError(
                 f"this state was saved with {name} {saved[name]!r}; here it is {own[name]!r}"
             )
+    for name in ("round", "local"):
+        if type(saved[name]) is not int or saved[name] < 0:
+            raise ConfigError(f"this state's {name} is {saved[name]!r}; expected a whole number")
     for name in ("mem", "outer"):
         _check_tensors(name, saved[name], own[name])
     _check_tensors("anchor", {"anchor": saved["anchor"]}, {"anchor": own["anchor"]})
@@ -71,8 +76,13 @@ def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
         raise ConfigError(f"this state's {part} holds {list(saved)}; expected {list(own)}")
     for name, tensor in saved.items():
         like = own.get(name)
-        if not isinstance(tensor, Tensor) or (like is not None and tensor.shape != like.shape):
-            raise ConfigError(f"this state's {part} {name!r} has another shape or is no tensor")
+        fits = isinstance(tensor, Tensor) and (
+            like is None or (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
+        )
+        if not fits or not bool(tensor.isfinite().all()):
+            raise ConfigError(
+                f"this state's {part} {name!r} has another shape or dtype, or is not finite"
+            )
 
 
 def _is_gained(name: str) -> bool:

@@ -1,13 +1,13 @@
 """Every error thinwire raises, in one tree.
 
 ThinwireError
-ConfigError(ValueError)   two settings disagree; raised when they are written
-FrameError                these bytes are no frame of ours
-TransportError            bytes could not be moved
-PeerLost                one rank is gone
-RoundTimeout            a round waited longer than it may
-NonFiniteError            a NaN or an infinity, with rank, round and tensor
-DivergedError             replicas that must agree do not
+  ConfigError(ValueError)   two settings disagree; raised when they are written
+  FrameError                these bytes are no frame of ours
+  TransportError            bytes could not be moved
+    PeerLost                one rank is gone
+    RoundTimeout            a round waited longer than it may
+  NonFiniteError            a NaN or an infinity, with rank, round and tensor
+  DivergedError             replicas that must agree do not
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class NonFiniteError(ThinwireError):
             for rank, name in found
         )
         super().__init__(
-            f"NaN or infinity in round {round}: {where}. Nothing was applied on any rank; "
+            f"NaN or infinity in round {round}: {where}. Nothing was applied here; "
             "lower the learning rate, clip the gradients or look at that worker's data"
         )
 

@@ -25,7 +25,7 @@ from thinwire.round import RoundState, one_round
 from thinwire.schedule import H_at, HSchedule, check_schedule, schedule_json
 from thinwire.stats import Stats
 from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
-from thinwire.value import in_range, one_of, whole
+from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
 from thinwire.wire.frame import BUFFER_PART, HEADER, length
 
@@ -76,10 +76,12 @@ class LocalSGD(torch.optim.Optimizer):
 
     Args:
         model_or_params: a module (its parameters that require a gradient), or parameters, or
-            (name, parameter) pairs. Tied weights count once; frozen ones are left alone.
+            (name, parameter) pairs. Tied weights count once; frozen ones are left alone. Any
+            floating dtype; what is said and agreed is float32.
         optimizer: the inner optimizer over exactly those parameters. Its state stays local.
         H: local steps per round; or a schedule ((first round, H), ...) such as
-            ((0, 1), (100, 8)); or a function of the round number.
+            ((0, 1), (100, 8)); or a function of the round number, which the ranks compare at
+            round 0 and the powers of two.
         compressor: what is said of the pseudo-gradient.
         exchange: who says it to whom, and whether with feedback.
         outer: how the anchor moves along the mean.
@@ -142,18 +144,17 @@ class LocalSGD(torch.optim.Optimizer):
         self.stats = Stats()
         self._state: RoundState
         self._frozen_groups = False
-        super().__init__(optimizer.param_groups, optimizer.defaults)
-        self._adopt_inner()
-        self._frozen_groups = True
         self._transport = _transport(group)
         self._rank, self._N = _place(group, self._transport)
         self._local = 0
-        self._lr = self._learning_rate()
         problem = None
         try:
             self._prepare(model_or_params)
         except ConfigError as error:
             problem = error
+        except Exception as error:
+            problem = ConfigError(f"LocalSGD could not be made: {type(error).__name__}: {error}")
+            problem.__cause__ = error
         # A rank whose own settings are broken must still say so, or the others would wait.
         self._problem = problem
         if self._transport is not None:
@@ -275,15 +276,23 @@ class LocalSGD(torch.optim.Optimizer):
         )
 
     def _prepare(self, model_or_params: Given) -> None:
+        of_kind(self, "optimizer", self.inner, torch.optim.Optimizer)
+        super().__init__(self.inner.param_groups, self.inner.defaults)
+        self._adopt_inner()
+        self._frozen_groups = True
+        self._lr = self._learning_rate()
         one_of(self, "buffers", self.buffers, ("local", "average", "broadcast"))
         check_schedule(self.H)
         whole(self, "seed", self.seed, 0, (1 << 63) - 1)
         if self.clear_residual_at_drop is not None:
             in_range(self, "clear_residual_at_drop", self.clear_residual_at_drop, 0.0, 1.0)
         for name, kind in (("compressor", Compressor), ("exchange", Exchange), ("outer", Outer)):
-            value = getattr(self, name)
-            if not isinstance(value, kind):
-                raise ConfigError(f"LocalSGD: {name} is {value!r}; give a {kind.__name__}")
+            of_kind(self, name, getattr(self, name), kind)
+        if not self.exchange.replicates and self.outer != Average():
+            raise ConfigError(
+                f"{self.exchange!r} moves each worker by itself and takes the plain outer step: "
+                f"outer=Average(), not {self.outer!r}"
+            )
         named = parameters.named_parameters(model_or_params)
         shared = parameters.named_buffers(model_or_params, self.buffers)
         parameters.check_same(named, self.inner)

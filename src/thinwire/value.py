@@ -89,3 +89,10 @@ def whole(owner: object, name: str, value: int, low: int, high: int) -> None:
             f"{type(owner).__name__}: {name} is {value!r}; "
             f"it must be a whole number in [{low}, {high}]"
         )
+
+
+def of_kind(owner: object, name: str, value: object, *kinds: type) -> None:
+    """Raises a ConfigError unless `value` is an instance of one of these classes."""
+    if not isinstance(value, kinds):
+        names = " or ".join("None" if k is type(None) else f"a {k.__name__}" for k in kinds)
+        raise ConfigError(f"{type(owner).__name__}: {name} is {value!r}; give {names}")

@@ -14,15 +14,17 @@ import thinwire as tw
 from thinwire import Key
 from thinwire.compress import Compressor
 from thinwire.exchange import Here, Memory
+from thinwire.exchange.driver import check_bounds
 from thinwire.flat import Spans
 from thinwire.transport.base import Turn
 from thinwire.wire.body import Reader, unpack
 from thinwire.wire.frame import HEADER, Kind
 
 RUN, SEED = 0xFEED, 41
+SPOKEN = (Kind.SAID, Kind.PLEA, Kind.SILENCE)
 
 
-class Waits(Exception):  # noqa: N818
+class Waits(Exception):
     """This rank waits for a frame that will never come."""
 
 
@@ -82,9 +84,15 @@ def to_their_ends(talks: Sequence[Generator], tamper: Tamper | None = None) -> l
                     frame = tamper(rank, len(ends[rank].heard), frame)
                 ends[rank].heard.append((take.source, frame))
                 frames.append(frame)
+            try:
+                check_bounds(asks[rank], frames)
+            except tw.FrameError as error:  # The transport's own; the talk never hears of it.
+                ends[rank].error = error
+                del asks[rank]
+                continue
             resume(rank, frames)
-    for rank in asks:
-        ends[rank].error = Waits(f"rank {rank} waits for {asks[rank].takes}")
+    for rank, ask in asks.items():
+        ends[rank].error = Waits(f"rank {rank} waits for {ask.takes}")
     for (_, to), frames in mail.items():
         assert not frames or ends[to].error is not None, "a frame was posted and never taken"
     return ends
@@ -149,7 +157,7 @@ class Seen:
     def said(self, rank: int) -> Tensor:
         """Returns what this rank told its neighbours, decoded from its bytes; zeros if silent."""
         here = self.at[rank]
-        (frame,) = {f for _, f in self.ends[rank].posted if f[3] in (Kind.SAID, Kind.SILENCE)}
+        (frame,) = {f for _, f in self.ends[rank].posted if f[3] in SPOKEN}
         if frame[3] == Kind.SILENCE:
             assert len(frame) == HEADER
             return torch.zeros(here.spans.d)
@@ -160,16 +168,29 @@ class Seen:
 
 
 def run(
-    exchange: tw.Exchange, C: Compressor, start: Tensor, N: int, rounds: int, learn: Learn
+    exchange: tw.Exchange,
+    C: Compressor,
+    start: Tensor,
+    N: int,
+    rounds: int,
+    learn: Learn,
+    lost: Sequence[tuple[int, int, int]] = (),
 ) -> list[Seen]:
-    """Runs rounds in a row with the plain outer step, x <- x - direction, from equal starts."""
+    """Runs rounds in a row with the plain outer step, x <- x - direction, from equal starts.
+
+    `lost` names frames that come as nothing: (round, hearer, number of the frame it hears).
+    """
     anchors = [start.clone() for _ in range(N)]
     mems = [exchange.init(here) for here in heres(C, len(start), N)]
     seen = []
     for round in range(rounds):
         at = heres(C, len(start), N, round)
         deltas = [learn(rank, round, anchors[rank]) for rank in range(N)]
-        ends = fine(round_of(exchange, at, deltas, mems, anchors))
+
+        def tamper(hearer: int, number: int, frame: bytes, round: int = round) -> bytes:
+            return b"" if (round, hearer, number) in lost else frame
+
+        ends = fine(round_of(exchange, at, deltas, mems, anchors, tamper))
         seen.append(Seen(at, anchors, deltas, list(mems), ends))
         anchors, mems = seen[-1].moved, seen[-1].after
     return seen

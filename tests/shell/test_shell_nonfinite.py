@@ -62,7 +62,7 @@ def test_all_culprits_are_named_in_rank_order(exchange, compressor) -> None:
     with pytest.raises(tw.NonFiniteError) as error:
         run.cluster.step()
     assert error.value.found == [(1, "0.bias"), (3, "0.weight")]
-    assert "Nothing was applied on any rank" in str(error.value)
+    assert "Nothing was applied" in str(error.value)
 
 
 PLAIN = [tw.Server(tw.NoFeedback()), tw.Gather(tw.NoFeedback()), tw.AllReduce()]

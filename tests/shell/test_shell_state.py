@@ -28,6 +28,14 @@ PRESETS: dict[str, tw.Preset] = {
     "local_sgd": tw.local_sgd(H=3),
     "vanilla": tw.vanilla(),
     "vanilla delegated": tw.vanilla(delegate=True),
+    "qprsgd_ring": tw.qprsgd_ring(H=3),
+    "qprsgd_ring ring": tw.qprsgd_ring(H=1, bits=4, form="ring"),
+    "qprsgd_gossip": tw.qprsgd_gossip(H=2),
+    "choco_sgd": tw.choco_sgd(),
+    "deep_squeeze": tw.deep_squeeze(),
+    "d_psgd": tw.d_psgd(tw.RandomMatching()),
+    "squarm_sgd": tw.squarm_sgd(H=2),
+    "marsit": tw.marsit(K=3),
 }
 TOP2 = tw.TopK(k=2)
 OUTERS = [tw.Average(), tw.Nesterov()]

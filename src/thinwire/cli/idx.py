@@ -22,8 +22,9 @@ FILES = {
 }
 WHERE = (
     "the four IDX files of the MNIST database (train-images-idx3-ubyte, train-labels-idx1-ubyte, "
-    "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte), each plain or with .gz, as its authors and "
-    "many mirrors publish them"
+    "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte), each plain or with .gz; its authors publish "
+    "them at yann.lecun.com/exdb/mnist, and torchvision.datasets.MNIST(root, download=True) "
+    "leaves them in root/MNIST/raw"
 )
 
 
@@ -57,6 +58,10 @@ def load_mnist(folder: Path) -> Digits:
             raise ConfigError(
                 f"{folder}: the {split} images have shape {tuple(images.shape)}, the labels "
                 f"{tuple(labels.shape)}; expected (n, rows, columns) and (n,)"
+            )
+        if images.shape[1:] != (28, 28):
+            raise ConfigError(
+                f"{folder}: the {split} images are {tuple(images.shape[1:])}; MNIST's are (28, 28)"
             )
         if len(labels) == 0 or int(labels.max()) > 9:
             raise ConfigError(f"{folder}: the {split} labels must be digits 0 to 9, at least one")
@@ -92,8 +97,10 @@ def read_idx(path: Path) -> Tensor:
     if len(data) - head != math.prod(shape):
         raise ConfigError(
             f"{path}: announces {shape}, which is {math.prod(shape)} bytes, and holds "
-            f"{len(data) - head}; it is cut short or altered: fetch it again"
+            f"{len(data) - head}; it is cut short or altered; expected {WHERE}"
         )
+    if not math.prod(shape):
+        return torch.zeros(shape, dtype=torch.uint8)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=head).view(shape)
 
 

@@ -33,7 +33,7 @@ from thinwire.exchange import (
 from thinwire.shell import LocalSGD, Seat
 from thinwire.simulate import LockStep
 
-D = 7850
+D, K = 7850, 40
 
 
 def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
@@ -57,6 +57,10 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
     }
 
 
+WITHOUT_FEEDBACK = ("qsparse_local_sgd", "topk_sgd", "ef_sign_sgd")
+"""Presets that an experiment may run with feedback off."""
+KEEPS_K = ("qsparse_local_sgd", "topk_sgd", "choco_sgd", "squarm_sgd")
+"""Presets that keep k entries."""
 ONE_STEP = ("vanilla", "topk_sgd", "ef_sign_sgd", "choco_sgd", "deep_squeeze", "d_psgd", "marsit")
 """Presets that take one local step a round unless asked for more."""
 
@@ -81,9 +85,9 @@ class Setting:
 
     preset: str = "qsparse_local_sgd"
     H: int = 8
-    k: int = 40
+    k: int = K
     step_size: float = 0.3
-    step_decay: float = 8 * D / 40
+    step_decay: float = 8 * D / K
     feedback: bool = True
     target_error: float = 0.10
     workers: int = 15
@@ -97,6 +101,12 @@ class Setting:
             raise ConfigError(f"no preset {self.preset!r}; choose {', '.join(known)}")
         if self.preset == "vanilla" and self.H != 1:
             raise ConfigError("vanilla takes one local step a round; local_sgd takes H")
+        if not self.feedback and self.preset not in WITHOUT_FEEDBACK:
+            raise ConfigError(
+                f"{self.preset} cannot run without feedback; {', '.join(WITHOUT_FEEDBACK)} can"
+            )
+        if self.k != K and self.preset not in KEEPS_K:
+            raise ConfigError(f"{self.preset} keeps no k entries; {', '.join(KEEPS_K)} do")
         for name in ("H", "k", "workers", "batch", "max_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

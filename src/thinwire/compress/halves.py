@@ -23,6 +23,7 @@ class Sparsifier(Compressor):
     """Keeps some entries of each group and says where they are."""
 
     says_index: ClassVar[bool] = True
+    drops: ClassVar[bool] = True
     scope: Scope | None
     chunk: int
 
@@ -138,6 +139,7 @@ class Everything(Sparsifier):
     """Keeps every entry: the sparsifier of a quantizer that stands alone."""
 
     says_index: ClassVar[bool] = False
+    drops: ClassVar[bool] = False
     drops_biased: ClassVar[bool] = False
     scope: ClassVar[Scope | None] = None  # type: ignore[misc]
     chunk: ClassVar[int] = 4096  # type: ignore[misc]

@@ -10,12 +10,12 @@ from torch import Tensor
 from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
-from thinwire.exchange.consensus import agreed_step, check_step, known_step
+from thinwire.exchange.consensus import agreed_step, check_step, known_step, or_refuse
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix, owes_repair, repair
 from thinwire.flat import Spans
 from thinwire.topology import RingGraph, Topology
-from thinwire.value import in_range
+from thinwire.value import in_range, of_kind
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +46,7 @@ class Choco(Exchange):
     trigger: float = 0.0
 
     def __post_init__(self) -> None:
+        of_kind(self, "topology", self.topology, Topology)
         check_step(self, self.gamma)
         in_range(self, "trigger", self.trigger, 0.0, 1e30)
 
@@ -64,8 +65,12 @@ class Choco(Exchange):
         p, r, plead = mem["p"], mem["r"], owes_repair(mem)
         u = delta + r
         silent = self.trigger > 0 and float(u.double().square().sum()) <= self.trigger
-        heard = yield from mix(u, here, self.topology, silent, plead)
-        step = known_step(self.gamma, mem) or (yield from agreed_step(u, heard.said, here))
+        step = known_step(self.gamma, mem)
+        talk = mix(u, here, self.topology, silent, plead)
+        heard = yield from or_refuse(talk, here, measuring=step is None)
+        if step is None:
+            said = (u[:0], u[:0]) if silent else (u, heard.said)
+            step = yield from agreed_step(*said, here)
         p = p - heard.said + heard.mixed
         replica = anchor + r - heard.said
         mixed = yield from repair(replica, heard, plead, here, self.topology)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Generator
+from typing import TypeVar
 
 from torch import Tensor
 
 from thinwire import host
+from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, Memory
+from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.value import in_range
 from thinwire.wire.frame import HEADER, Kind, unseal
@@ -17,6 +20,8 @@ from thinwire.wire.frame import HEADER, Kind, unseal
 SAFETY = 0.7
 """Of the measured contraction: near the largest stable step over many operators and graphs."""
 ROOT = 0
+Refused = NonFiniteError | FrameError
+R = TypeVar("R")
 
 
 def check_step(owner: object, gamma: float | None) -> None:
@@ -50,29 +55,70 @@ def agreed_step(u: Tensor, said: Tensor, here: Here) -> Generator[Ask, Answer, M
     return {} if math.isnan(mean) else {"gamma": host.float_(min(1.0, max(1e-6, SAFETY * mean)))}
 
 
-def agreed_mean(own: float, here: Here) -> Generator[Ask, Answer, float]:
+def or_refuse(
+    talk: Generator[Ask, Answer, R], here: Here, measuring: bool
+) -> Generator[Ask, Answer, R]:
+    """Runs a talk that may fail; in a round that measures, all ranks then hear why at once.
+
+    Args:
+        talk: what may fail.
+        here: where this worker stands.
+        measuring: whether an `agreed_step` follows, for which the others would wait.
+    """
+    try:
+        return (yield from talk)
+    except (NonFiniteError, FrameError) as error:
+        if measuring:
+            yield from agreed_mean(error, here)
+        raise
+
+
+def agreed_mean(own: float | Refused, here: Here) -> Generator[Ask, Answer, float]:
     """Returns the mean over workers of a number, NaN left out, the same bits on all of them.
 
     Price: 2 steps, 34 bytes each way between every worker and rank 0.
+
+    Args:
+        own: this worker's number, or why it has none.
+        here: where this worker stands.
+
+    Raises:
+        NonFiniteError, FrameError: some worker has no number, or its frame is broken; on all.
     """
-    bound = HEADER + 8
-    if here.rank == ROOT:
+    bound = HEADER + REFUSAL_BODY
+    if here.rank != ROOT:
+        yield from turn((Post(ROOT, _frame(own, here), bound),))
+        (frame,) = yield from turn(takes=(Take(ROOT, bound),))
+        answer = _number(frame, ROOT, here)
+    else:
         others = range(1, here.N)
         frames = yield from turn(takes=tuple(Take(rank, bound) for rank in others))
         told = [own, *(_number(f, rank, here) for f, rank in zip(frames, others, strict=True))]
-        numbers = [c for c in told if not math.isnan(c)]
+        refused = [c for c in told if not isinstance(c, float)]
+        numbers = [c for c in told if isinstance(c, float) and not math.isnan(c)]
         mean = sum(numbers) / len(numbers) if numbers else math.nan
-        answer = here.seal(Kind.NUMBER, struct.pack("<d", mean))
-        yield from turn(tuple(Post(rank, answer, bound) for rank in others))
-        return mean
-    yield from turn((Post(ROOT, here.seal(Kind.NUMBER, struct.pack("<d", own)), bound),))
-    (frame,) = yield from turn(takes=(Take(ROOT, bound),))
-    return _number(frame, ROOT, here)
+        answer = refused[0] if refused else mean
+        frame = _frame(answer, here)
+        yield from turn(tuple(Post(rank, frame, bound) for rank in others))
+    if not isinstance(answer, float):
+        raise answer
+    return answer
 
 
-def _number(frame: bytes, rank: int, here: Here) -> float:
-    _, body = unseal(frame, here.address(rank), Kind.NUMBER)
-    reader = here.reader(body, rank)
-    (number,) = struct.unpack("<d", reader.take(8, "number"))
-    reader.end()
-    return float(number)
+def _frame(own: float | Refused, here: Here) -> bytes:
+    if isinstance(own, float):
+        return here.seal(Kind.NUMBER, struct.pack("<d", own))
+    return here.seal(Kind.REFUSAL, encode_refusal(own))
+
+
+def _number(frame: bytes, rank: int, here: Here) -> float | Refused:
+    try:
+        kind, body = unseal(frame, here.address(rank), Kind.NUMBER, Kind.REFUSAL)
+        reader = here.reader(body, rank)
+        if kind is Kind.REFUSAL:
+            return refusal(reader, here)
+        (number,) = struct.unpack("<d", reader.take(8, "number"))
+        reader.end()
+        return float(number)
+    except FrameError as error:
+        return error

@@ -12,7 +12,7 @@ from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix
 from thinwire.flat import Spans
 from thinwire.topology import RingGraph, Topology
-from thinwire.value import one_of
+from thinwire.value import of_kind, one_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +37,7 @@ class DPSGD(Exchange):
     mixing: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
+        of_kind(self, "topology", self.topology, Topology)
         one_of(self, "mixing", self.mixing, ("after", "before"))
 
     def check(self, compressor: Compressor, spans: Spans) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor
 from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
-from thinwire.exchange.consensus import agreed_step, check_step, known_step
+from thinwire.exchange.consensus import agreed_step, check_step, known_step, or_refuse
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix
 from thinwire.flat import Spans
 from thinwire.topology import RingGraph, Topology
+from thinwire.value import of_kind
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,7 +29,7 @@ class DeepSqueeze(Exchange):
     Price: 1 step; sends and receives degree |C|. Memory: m, one d-vector.
 
     Args:
-        topology: who hears whom, and W: symmetric; it may change by round.
+        topology: who hears whom, and W: doubly stochastic; it may change by round.
         gamma: the consensus step; None measures it at the first round, as `Choco` does.
 
     Source: DeepSqueeze (arXiv 1907.07346).
@@ -39,6 +40,7 @@ class DeepSqueeze(Exchange):
     gamma: float | None = None
 
     def __post_init__(self) -> None:
+        of_kind(self, "topology", self.topology, Topology)
         check_step(self, self.gamma)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
@@ -50,8 +52,11 @@ class DeepSqueeze(Exchange):
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         v = anchor - delta + mem["residual"]
-        heard = yield from mix(v, here, self.topology)
-        step = known_step(self.gamma, mem) or (yield from agreed_step(v, heard.said, here))
+        step = known_step(self.gamma, mem)
+        talk = mix(v, here, self.topology)
+        heard = yield from or_refuse(talk, here, measuring=step is None)
+        if step is None:
+            step = yield from agreed_step(v, heard.said, here)
         gamma = step.get("gamma", host.float_(0.0))
         direction = delta - gamma * (heard.mixed - heard.said)
         return direction, {"residual": v - heard.said, **step}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -50,8 +51,9 @@ def drive(talk: AnyTalk[R], transport: Transport, observer: Observer) -> R:
         result: R = stop.value
         return result
     except (ConfigError, FrameError, NonFiniteError):
-        # What this rank said of the trouble must still reach the others.
-        transport.flush()
+        # What this rank said of the trouble must still reach the others, if they still listen.
+        with suppress(TransportError):
+            transport.flush()
         raise
     finally:
         talk.close()

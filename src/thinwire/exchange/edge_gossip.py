@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -10,17 +11,33 @@ from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.compress import Compressor
-from thinwire.errors import ConfigError, NonFiniteError
+from thinwire.errors import ConfigError, FrameError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
-from thinwire.exchange.consensus import agreed_step, check_step, known_step
+from thinwire.exchange.consensus import agreed_step, check_step, known_step, or_refuse
 from thinwire.exchange.feedback import Feedback, check_feedback
-from thinwire.exchange.neighbours import hearers, pass_on
+from thinwire.exchange.neighbours import pass_on
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.flat import Spans
 from thinwire.topology import RandomMatching, Topology
-from thinwire.transport.base import Post, Take, turn
+from thinwire.transport.base import Answer, Ask, Post, Take, turn
+from thinwire.value import of_kind
 from thinwire.wire.body import pack, unpack
 from thinwire.wire.frame import HEADER, Kind, unseal
+
+
+@dataclass(frozen=True, eq=False)
+class Met:
+    """What one round's meetings came to.
+
+    Args:
+        pull: (d,) float32, sum_j W_ij (x^_ji - x^_ij).
+        replicas: the new ones, by name.
+        first: what there was to say to the first neighbour, and what was said.
+    """
+
+    pull: Tensor
+    replicas: Memory
+    first: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +65,7 @@ class EdgeGossip(Exchange):
     gamma: float | None = None
 
     def __post_init__(self) -> None:
+        of_kind(self, "topology", self.topology, Topology)
         check_step(self, self.gamma)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
@@ -63,41 +81,50 @@ class EdgeGossip(Exchange):
         return {}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+        mem = {"start": anchor, **mem}
+        step = known_step(self.gamma, mem)
+        talk = self._meet(anchor - delta, mem, here)
+        met = yield from or_refuse(talk, here, measuring=step is None)
+        if step is None:
+            step = yield from agreed_step(*met.first, here)
+        gamma = step.get("gamma", host.float_(0.0))
+        return delta - gamma * met.pull, {**mem, **met.replicas, **step}
+
+    def _meet(self, x: Tensor, mem: Memory, here: Here) -> Generator[Ask, Answer, Met]:
         C, bound = here.compressor, HEADER + max(REFUSAL_BODY, here.compressor.nbytes(here.spans))
-        start = mem.get("start", anchor)
         row = self.topology.row(here.rank, here.N, here.round, here.key.seed)
         others = [j for j in row if j != here.rank]
-        x = anchor - delta
-        new, posts, first = {**mem, "start": start}, [], (host.zeros(0), host.zeros(0))
+        takes = tuple(Take(j, bound) for j in others)
+        met = Met(torch.zeros_like(x), {}, (x[:0], x[:0]))
         broken = kernels.active().first_nonfinite(x, here.spans.starts)
-        if broken >= 0:
-            error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
-            frame = here.seal(Kind.REFUSAL, encode_refusal(error))
-            yield from turn(
-                tuple(Post(to, frame, bound) for to in hearers(here, self.topology)),
-                tuple(Take(j, bound) for j in others),
-            )
-            raise error
-        for j in others:
-            u = mem.get(f"mine/{j}", start) - x
-            payload = C.compress(u, here.key.of_part(j), here.spans)
-            said = C.decompress(payload)
-            new[f"mine/{j}"] = mem.get(f"mine/{j}", start) - said
-            posts.append(Post(j, here.seal(Kind.SAID, pack(payload, C)), bound))
-            first = (u, said) if not len(first[0]) else first
-        frames = yield from turn(tuple(posts), tuple(Take(j, bound) for j in others))
-        pull = torch.zeros_like(x)
-        for j, frame in zip(others, frames, strict=True):
-            kind, body = unseal(frame, here.address(j), Kind.SAID, Kind.REFUSAL)
-            reader = here.reader(body, j)
-            if kind is Kind.REFUSAL:
-                reason = refusal(reader, here)
-                yield from pass_on(reason, here, self.topology, bound)
-                raise reason
-            said = C.decompress(unpack(reader, C, here.spans, here.key_of(j).of_part(here.rank)))
-            reader.end()
-            new[f"theirs/{j}"] = mem.get(f"theirs/{j}", start) - said
-            pull += row[j] * (new[f"theirs/{j}"] - new[f"mine/{j}"])
-        step = known_step(self.gamma, mem) or (yield from agreed_step(*first, here))
-        gamma = step.get("gamma", host.float_(0.0))
-        return delta - gamma * pull, {**new, **step}
+        error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
+        try:
+            if broken >= 0:
+                frame = here.seal(Kind.REFUSAL, encode_refusal(error))
+                yield from turn(tuple(Post(to, frame, bound) for to in others), takes)
+                raise error
+            posts = []
+            for j in others:
+                mine = mem.get(f"mine/{j}", mem["start"])
+                payload = C.compress(mine - x, here.key.of_part(j), here.spans)
+                said = C.decompress(payload)
+                met = met if len(met.first[0]) else replace(met, first=(mine - x, said))
+                met.replicas[f"mine/{j}"] = mine - said
+                posts.append(Post(j, here.seal(Kind.SAID, pack(payload, C)), bound))
+            frames = yield from turn(tuple(posts), takes)
+            for j, frame in zip(others, frames, strict=True):
+                kind, body = unseal(frame, here.address(j), Kind.SAID, Kind.REFUSAL)
+                reader = here.reader(body, j)
+                if kind is Kind.REFUSAL:
+                    raise refusal(reader, here)
+                said = C.decompress(
+                    unpack(reader, C, here.spans, here.key_of(j).of_part(here.rank))
+                )
+                reader.end()
+                theirs = mem.get(f"theirs/{j}", mem["start"]) - said
+                met.replicas[f"theirs/{j}"] = theirs
+                met.pull.add_(theirs - met.replicas[f"mine/{j}"], alpha=row[j])
+        except (NonFiniteError, FrameError) as reason:
+            yield from pass_on(reason, here, self.topology, first=reason is error)
+            raise
+        return met

@@ -20,6 +20,7 @@ from thinwire.exchange.feedback import (
 from thinwire.exchange.hear import from_all, hear, heard, to_all
 from thinwire.flat import Spans
 from thinwire.transport.base import turn
+from thinwire.value import of_kind
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +39,9 @@ class Gather(Exchange):
     """
 
     feedback: Feedback | NoFeedback = field(default_factory=Feedback)
+
+    def __post_init__(self) -> None:
+        of_kind(self, "feedback", self.feedback, Feedback, NoFeedback)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(self.feedback, compressor, spans, "Gather")

@@ -13,7 +13,7 @@ from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix, owes_repair, repair
 from thinwire.flat import Spans
 from thinwire.topology import RingGraph, Topology
-from thinwire.value import one_of
+from thinwire.value import of_kind, one_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +41,7 @@ class Gossip(Exchange):
     mixing: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
+        of_kind(self, "topology", self.topology, Topology)
         one_of(self, "mixing", self.mixing, ("after", "before"))
 
     def check(self, compressor: Compressor, spans: Spans) -> None:

@@ -21,6 +21,9 @@ from thinwire.wire.body import as_bytes, pack, unpack
 from thinwire.wire.frame import HEADER, Kind, unseal
 
 SPOKEN = (Kind.SAID, Kind.PLEA)
+ALL_TENSORS = "its message, rotated or rescaled"
+TOLD_ROUNDS = 8
+"""Rounds ahead in which a worker tells of trouble where the graph changes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,29 +61,34 @@ def mix(
         NonFiniteError: this worker's message, or one that a neighbour tells of, is not finite.
             Whoever hears of it tells its own listeners in the next round, so that all learn it.
     """
-    C, N, rank = here.compressor, here.N, here.rank
-    row = topology.row(rank, N, here.round, here.key.seed)
-    bound = HEADER + max(REFUSAL_BODY, C.nbytes(here.spans))
+    rank, row = here.rank, topology.row(here.rank, here.N, here.round, here.key.seed)
     own, frame, error = _own_message(v, here, silent, plead)
-    posts = [Post(to, frame, bound) for to in hearers(here, topology)]
+    posts = tuple(Post(to, frame, _bound(here)) for to in hearers(here, topology))
     speakers = [j for j in row if j != rank]
-    frames = yield from turn(tuple(posts), tuple(Take(j, bound) for j in speakers))
-    if error is not None:
-        raise error
+    frames = yield from turn(posts, tuple(Take(j, _bound(here)) for j in speakers))
     told = dict(zip(speakers, frames, strict=True))
+    try:
+        if error is not None:
+            raise error
+        return _fold(own, told, row, here)
+    except (NonFiniteError, FrameError) as reason:
+        yield from pass_on(reason, here, topology, first=reason is error)
+        raise
+
+
+def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], here: Here) -> Heard:
+    C = here.compressor
     mixed, missed, pleas = host.zeros(here.spans.d), False, []
     for j, weight in row.items():
         payload = own
-        if j != rank:
+        if j != here.rank:
             if not told[j]:
                 missed = True
                 continue
             kind, body = unseal(told[j], here.address(j), *SPOKEN, Kind.SILENCE, Kind.REFUSAL)
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
-                reason = refusal(reader, here)
-                yield from pass_on(reason, here, topology, bound)
-                raise reason
+                raise refusal(reader, here)
             payload = unpack(reader, C, here.spans, here.key_of(j)) if kind in SPOKEN else None
             reader.end()
             if kind is Kind.PLEA:
@@ -89,6 +97,10 @@ def mix(
             C.accumulate(mixed, payload, weight)
     said = host.zeros(here.spans.d) if own is None else C.decompress(own)
     return Heard(said, mixed, missed, tuple(pleas))
+
+
+def _bound(here: Here) -> int:
+    return HEADER + max(REFUSAL_BODY, here.compressor.nbytes(here.spans))
 
 
 def repair(
@@ -151,17 +163,30 @@ def _own_message(
     if silent and not plead:
         return None, here.seal(Kind.SILENCE, b""), None
     own = here.compressor.compress(v, here.key, here.spans)
+    if not bool(here.compressor.values(own).isfinite().all()):
+        error = NonFiniteError([(here.rank, ALL_TENSORS)], here.round)
+        return None, here.seal(Kind.REFUSAL, encode_refusal(error)), error
     kind = Kind.PLEA if plead else Kind.SAID
     return own, here.seal(kind, pack(own, here.compressor)), None
 
 
 def pass_on(
-    reason: NonFiniteError | FrameError, here: Here, topology: Topology, bound: int
+    reason: NonFiniteError | FrameError, here: Here, topology: Topology, first: bool
 ) -> Generator[Ask, Answer, None]:
-    """Tells this worker's listeners of the next round why there will be none."""
-    later = replace(here, round=here.round + 1)
-    frame = later.seal(Kind.REFUSAL, encode_refusal(reason))
-    yield from turn(tuple(Post(to, frame, bound) for to in hearers(later, topology)))
+    """Tells this worker's listeners of the next rounds why there will be none.
+
+    Args:
+        reason: what went wrong.
+        here: where this worker stands.
+        topology: who hears whom.
+        first: whether this worker found it, and so has told this round's listeners already.
+    """
+    if first and topology.fixed:
+        return
+    for later in range(1, 2 if topology.fixed else 1 + TOLD_ROUNDS):
+        there = replace(here, round=here.round + later)
+        frame = there.seal(Kind.REFUSAL, encode_refusal(reason))
+        yield from turn(tuple(Post(to, frame, _bound(here)) for to in hearers(there, topology)))
 
 
 def check_graph(topology: Topology, N: int, whose: str, differences: bool) -> None:

@@ -16,9 +16,9 @@ def encode_refusal(error: NonFiniteError | FrameError) -> bytes:
     if isinstance(error, FrameError):
         return _json({"frame": _short(str(error), 500)})
     found = [[rank, _short(name, 120)] for rank, name in error.found]
-    while len(_json({"nonfinite": found})) > REFUSAL_BODY:
+    while len(_json({"nonfinite": found, "round": error.round})) > REFUSAL_BODY:
         found = found[: len(found) * 3 // 4]
-    return _json({"nonfinite": found})
+    return _json({"nonfinite": found, "round": error.round})
 
 
 def refusal(reader: Reader, here: Here) -> NonFiniteError | FrameError:
@@ -27,7 +27,7 @@ def refusal(reader: Reader, here: Here) -> NonFiniteError | FrameError:
         reason = json.loads(bytes(reader.take(len(reader), "reason")))
         if "nonfinite" in reason:
             found = [(int(rank), str(name)) for rank, name in reason["nonfinite"]]
-            return NonFiniteError(found, here.round)
+            return NonFiniteError(found, int(reason["round"]))
         return FrameError(f"round {here.round} is refused: {reason['frame']}")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return FrameError(f"{reader.where}: the round is refused, for no readable reason")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from thinwire import host
 from thinwire.compress import Compressor
+from thinwire.errors import ConfigError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.feedback import (
     Feedback,
@@ -32,7 +33,7 @@ from thinwire.exchange.hear import hear, heard
 from thinwire.exchange.segments import Trouble, cut
 from thinwire.flat import Spans
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.value import one_of
+from thinwire.value import of_kind, one_of
 from thinwire.value import whole as whole_number
 
 Summed = Generator[Ask, Answer, tuple[Tensor, Tensor]]
@@ -69,6 +70,7 @@ class Ring(Exchange):
     pipeline: int = 1 << 20
 
     def __post_init__(self) -> None:
+        of_kind(self, "feedback", self.feedback, Feedback, NoFeedback)
         one_of(self, "form", self.form, ("ring", "two-phase", "gather", "auto"))
         one_of(self, "links", self.links, ("switched", "neighbours"))
         whole_number(self, "pipeline", self.pipeline, 1, 1 << 30)
@@ -85,6 +87,8 @@ class Ring(Exchange):
         """
         if self.form != "auto":
             return self.form, "it was asked for"
+        if _rescales(compressor):
+            return "gather", "a sparsifier that rescales would do so again at every hop"
         if compressor.sparsifier.says_index:
             return "gather", (
                 "sparse messages do not add: cutting and coding them again at every hop loses "
@@ -99,6 +103,13 @@ class Ring(Exchange):
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(self.feedback, compressor, spans, "Ring")
+        form, _ = self.choose(compressor)
+        if form != "gather" and _rescales(compressor):
+            raise ConfigError(
+                f"Ring({form!r}): {compressor!r} draws one support for all ranks and rescales what "
+                "it keeps; done again at every hop that is no longer unbiased. Use form='gather', "
+                "or an operator that keeps every entry, such as QSGD(bits=8, scale='none')"
+            )
 
     def init(self, here: Here) -> Memory:
         return first_residual(self.feedback, here)
@@ -186,3 +197,8 @@ class Ring(Exchange):
             (frames[(r - hop) % N],) = yield from turn(takes=(Take((r - 1) % N, bound),))
         bodies = hear([frames[rank] for rank in range(N)], here)
         return heard(bodies, here), keep(mem, saying.residual)
+
+
+def _rescales(compressor: Compressor) -> bool:
+    sparsifier = compressor.sparsifier
+    return sparsifier.drops and not sparsifier.drops_biased

@@ -126,8 +126,11 @@ class Trouble:
         if self.error is not None:
             return here.seal(Kind.REFUSAL, encode_refusal(self.error)), z
         payload = here.compressor.compress(z, here.key, here.spans)
-        frame = here.seal(Kind.SAID, pack(payload, here.compressor))
-        return frame, here.compressor.decompress(payload)
+        v = here.compressor.decompress(payload)
+        self._note(v, here, ALL_RANKS)
+        if self.error is not None:
+            return here.seal(Kind.REFUSAL, encode_refusal(self.error)), z
+        return here.seal(Kind.SAID, pack(payload, here.compressor)), v
 
     def speak_bits(self, bits: Tensor, piece: Piece) -> bytes:
         """Returns the frame that says these bits, (n,) int32, or the trouble."""

@@ -29,7 +29,7 @@ from thinwire.exchange.hear import from_all, hear, heard, to_all
 from thinwire.exchange.refusal import encode_refusal, refusal
 from thinwire.flat import Spans
 from thinwire.transport.base import Post, Take, turn
-from thinwire.value import whole
+from thinwire.value import of_kind, whole
 from thinwire.wire.frame import Kind, unseal
 
 
@@ -60,6 +60,8 @@ class Server(Exchange):
     root: int = 0
 
     def __post_init__(self) -> None:
+        of_kind(self, "feedback", self.feedback, Feedback, NoFeedback)
+        of_kind(self, "downlink", self.downlink, Compressor, type(None))
         whole(self, "root", self.root, 0, 65535)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:

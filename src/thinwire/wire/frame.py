@@ -117,7 +117,10 @@ def unseal(frame: bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryvi
         FrameError: truncated, altered, foreign or stale; it names what and where.
     """
     where = f"frame from rank {address.rank}, round {address.round}, part {address.part}"
-    announced = length(frame)
+    try:
+        announced = length(frame)
+    except FrameError as error:
+        raise FrameError(f"{where}: {error}") from None
     if announced != len(frame):
         raise FrameError(f"{where}: {len(frame)} bytes arrived, its header announces {announced}")
     _, _, kind, run, round, rank, part, _, _, checksum = _LAYOUT.unpack_from(frame)

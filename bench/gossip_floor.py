@@ -1,0 +1,176 @@
+"""Where gossip comes to rest on a quadratic: quantized differences against quantized models.
+
+f_i(x) = 1/2 sum lambda (x - c_i)^2, d = 256, lambda in [.5, 1], N = 8 on a ring graph, H = 5 exact
+steps of 0.1 a round, mixing after them; x0 = 0 and x* = mean c_i, |x*| about 16. Either all c_i are
+equal, or they lie N(0, I) around x*. After 150 rounds of descent the error is the root mean square
+over 50 more: of the mean model, and of the workers, both relative to |x*|.
+
+    python bench/gossip_floor.py
+
+The table is written to `--out` with date, machine, versions and seeds; it takes about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from thinwire.cli.output import machine
+from thinwire.compress import QSGD, Compressor, Identity
+from thinwire.errors import NonFiniteError
+from thinwire.exchange import DPSGD, Exchange, Gossip, Here
+from thinwire.exchange.driver import lockstep
+from thinwire.flat import Spans
+from thinwire.keys import Key
+from thinwire.transport.base import Answer, Ask
+
+D, N, H, STEP_SIZE, BEFORE, AFTER = 256, 8, 5, 0.1, 150, 50
+OPERATORS: dict[str, Compressor] = {
+    "exact": Identity(),
+    **{
+        f"{bits} bits": QSGD(bits=bits, norm="max", scale="none", bucket=1024)
+        for bits in (8, 4, 3, 2)
+    },
+}
+EXCHANGES: dict[str, Exchange] = {"differences (Gossip)": Gossip(), "models (DPSGD)": DPSGD()}
+
+
+class Quiet:
+    """Watches nothing."""
+
+    def asked(self, ask: Ask, rank: int) -> None:
+        """Does nothing."""
+
+    def answered(self, ask: Ask, answer: Answer, rank: int) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Relative root-mean-square errors at rest; infinite where a run diverged."""
+
+    mean_model: float
+    workers: float
+
+
+def come_to_rest(exchange: Exchange, C: Compressor, apart: bool, seed: int) -> Rest:
+    draws = torch.Generator().manual_seed(seed)
+    lam, goal = torch.linspace(0.5, 1.0, D), torch.randn(D, generator=draws)
+    around = torch.randn(N, D, generator=draws)
+    centres = goal + (around - around.mean(0)) * apart
+    spans, x = Spans.of(D), torch.zeros(N, D)
+
+    def here(rank: int, round: int) -> Here:
+        return Here(rank, N, round, Key(seed, round, rank), C, spans, 0)
+
+    def error(of: Tensor) -> float:
+        return float((of - goal).double().square().sum(-1).mean())
+
+    mems = [exchange.init(here(rank, 0)) for rank in range(N)]
+    middle, workers = 0.0, 0.0
+    for round in range(BEFORE + AFTER):
+        moved = x
+        for _ in range(H):
+            moved = moved - STEP_SIZE * lam * (moved - centres)
+        talks = [
+            exchange.round(x[rank], x[rank] - moved[rank], mems[rank], here(rank, round))
+            for rank in range(N)
+        ]
+        try:
+            said = lockstep(talks, [Quiet()] * N)
+        except NonFiniteError:
+            return Rest(float("inf"), float("inf"))
+        x = x - torch.stack([direction for direction, _ in said])
+        mems = [mem for _, mem in said]
+        if round >= BEFORE:
+            middle += error(x.mean(0)) / AFTER
+            workers += error(x) / AFTER
+    size = float(goal.double().square().sum())
+    return Rest((middle / size) ** 0.5, (workers / size) ** 0.5)
+
+
+def table(apart: bool, seeds: int) -> tuple[list[str], dict[tuple[str, str], Rest]]:
+    rests: dict[tuple[str, str], Rest] = {}
+    lines = [
+        "| what is quantized | " + " | ".join(OPERATORS) + " |",
+        "|---|" + "---|" * len(OPERATORS),
+    ]
+    for name, exchange in EXCHANGES.items():
+        cells = []
+        for operator, C in OPERATORS.items():
+            all_seeds = [come_to_rest(exchange, C, apart, seed) for seed in range(seeds)]
+            rest = Rest(mean(r.mean_model for r in all_seeds), mean(r.workers for r in all_seeds))
+            rests[name, operator] = rest
+            cells.append(
+                f"{rest.mean_model:.1e} / {rest.workers:.1e}"
+                if rest.workers < 10
+                else f"diverged ({rest.workers:.0e})"
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines, rests
+
+
+def found(rests: dict[tuple[str, str], Rest], what: str) -> list[str]:
+    lines = []
+    for operator in list(OPERATORS)[1:]:
+        differences, models = (rests[name, operator].mean_model for name in EXCHANGES)
+        floor = f"{differences:.1e}" if differences < 10 else "diverged"
+        lines.append(
+            f"| {what} | {operator} | {floor} | {models:.1e} | {models / differences:.0f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("bench/RESULTS-gossip_floor.md"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    equal, equal_rests = table(False, chosen.seeds)
+    apart, apart_rests = table(True, chosen.seeds)
+    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    text = "\n".join(
+        [
+            "# Where gossip comes to rest: quantized differences against quantized models",
+            "",
+            f"{datetime.now(timezone.utc):%Y-%m-%d}, `python bench/gossip_floor.py`, seeds 0 to "
+            f"{chosen.seeds - 1}, means. {about}.",
+            "",
+            f"f_i(x) = 1/2 sum lambda (x - c_i)^2, d = {D}, lambda in [.5, 1], N = {N}, ring "
+            f"graph, H = {H} exact steps of {STEP_SIZE} a round, mixing after them. Errors at rest "
+            f"(root mean square over {AFTER} rounds after {BEFORE}), relative to |x*|: of the mean "
+            "model / of the workers. Max norm, buckets of 1024, unbiased.",
+            "",
+            "## All workers have the same minimum",
+            "",
+            *equal,
+            "",
+            "## Minima N(0, I) apart",
+            "",
+            *apart,
+            "",
+            "The exact column's second figure is the disagreement that a constant step leaves, "
+            "whatever is said.",
+            "",
+            "## Found",
+            "",
+            "| minima | operator | mean model, differences | mean model, models | ratio |",
+            "|---|---|---|---|---|",
+            *found(equal_rests, "the same"),
+            *found(apart_rests, "apart"),
+            "",
+        ]
+    )
+    chosen.out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
