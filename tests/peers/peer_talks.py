@@ -94,7 +94,9 @@ def to_their_ends(talks: Sequence[Generator], tamper: Tamper | None = None) -> l
     for rank, ask in asks.items():
         ends[rank].error = Waits(f"rank {rank} waits for {ask.takes}")
     for (_, to), frames in mail.items():
-        assert not frames or ends[to].error is not None, "a frame was posted and never taken"
+        # A refusal that is passed on is for a next round, which these talks do not have.
+        left = [frame for frame in frames if frame[3] != Kind.REFUSAL]
+        assert not left or ends[to].error is not None, "a frame was posted and never taken"
     return ends
 
 

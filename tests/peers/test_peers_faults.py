@@ -93,10 +93,6 @@ def test_a_marsit_ring_that_hears_a_broken_frame_ends_on_all_ranks(fault: str) -
             assert all(isinstance(end.error, tw.FrameError) for end in ends), number
 
 
-NO_WAY_TO_TELL = "agreed_mean tells nobody of a broken frame: the others wait for a number"
-
-
-@pytest.mark.xfail(strict=True, reason=NO_WAY_TO_TELL)
 @pytest.mark.parametrize("exchange", [tw.Marsit(K=4), tw.Choco()], ids=repr)
 def test_a_broken_number_ends_the_round_on_all_ranks(exchange: tw.Exchange) -> None:
     number = 0 if isinstance(exchange, tw.Marsit) else 2
@@ -154,12 +150,7 @@ def test_all_ranks_name_the_sum_where_only_the_sum_overflows(form: str) -> None:
         same_refusal(ends, [(-1, "b")], 3)
 
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="Trouble.speak looks at z, not at what C makes of z")
-
-
-@pytest.mark.parametrize(
-    "form", [pytest.param("ring", marks=UNSEEN), pytest.param("two-phase", marks=UNSEEN), "gather"]
-)
+@pytest.mark.parametrize("form", ["ring", "two-phase", "gather"])
 @pytest.mark.parametrize("C", [Rotated(levels=255, scale="none")], ids=repr)
 def test_a_message_that_overflows_is_refused_on_all_ranks(form: str, C: Compressor) -> None:
     # Finite values, but a rotation of them is not.
@@ -241,13 +232,11 @@ def test_a_nan_is_known_to_all_within_the_graphs_diameter(exchange, C, graph) ->
         assert all(bool(x.isfinite().all()) for x in anchors[rank])
 
 
-@pytest.mark.xfail(strict=True, reason="the round named is the one in which a rank heard of it")
 def test_a_far_rank_names_the_round_in_which_the_nan_was() -> None:
     ends, _ = rounds_until_all_end(tw.Gossip(), UNBIASED, 8, 3, 2, 12)
     assert {end.error.round for end in ends} == {2}
 
 
-@pytest.mark.xfail(strict=True, reason="who raises leaves rank 0 waiting for its number")
 @pytest.mark.parametrize("exchange", [tw.Choco(), tw.DeepSqueeze()], ids=repr)
 def test_a_nan_in_the_round_that_measures_the_step_leaves_nobody_waiting(exchange) -> None:
     ends, _ = rounds_until_all_end(exchange, QSGD(bits=8, norm="max"), 8, 3, 0, 12)
@@ -255,7 +244,6 @@ def test_a_nan_in_the_round_that_measures_the_step_leaves_nobody_waiting(exchang
         assert isinstance(end.error, tw.NonFiniteError), (rank, end.error)
 
 
-@pytest.mark.xfail(strict=True, reason="only one partner is told, and only in the next round")
 def test_a_nan_on_a_changing_graph_leaves_nobody_waiting() -> None:
     ends, _ = rounds_until_all_end(tw.DPSGD(tw.RandomMatching()), Identity(), 8, 3, 2, 12)
     for rank, end in enumerate(ends):
@@ -285,7 +273,6 @@ def test_gossip_refuses_a_broken_frame(exchange, C: Compressor, fault: str) -> N
             assert (rank == 2) == isinstance(end.error, tw.FrameError), (rank, end.error)
 
 
-@pytest.mark.xfail(strict=True, reason="mix passes on a refusal, but not a broken frame")
 def test_after_a_broken_frame_in_gossip_nobody_waits_for_who_heard_it() -> None:
     exchange, N = tw.Gossip(), 5
 
