@@ -3,138 +3,27 @@
 Start with `LocalSGD` and a preset; read `thinwire.round` to see how it works.
 """
 
-from thinwire.compress import (
-    QSGD,
-    Compressor,
-    Identity,
-    Levels,
-    RandK,
-    Rotated,
-    Sign,
-    Ternary,
-    TopK,
-)
-from thinwire.errors import (
-    ConfigError,
-    DivergedError,
-    FrameError,
-    NonFiniteError,
-    PeerLost,
-    RoundTimeout,
-    ThinwireError,
-    TransportError,
-)
-from thinwire.exchange import (
-    DPSGD,
-    AllReduce,
-    Choco,
-    DeepSqueeze,
-    EdgeGossip,
-    Exchange,
-    Feedback,
-    Gather,
-    Gossip,
-    Marsit,
-    NoFeedback,
-    Ring,
-    Server,
-)
-from thinwire.keys import Key
-from thinwire.outer import Average, Nesterov, Outer
-from thinwire.presets import (
-    PRESETS,
-    Preset,
-    choco_sgd,
-    d_psgd,
-    deep_squeeze,
-    ef_sign_sgd,
-    local_sgd,
-    marsit,
-    qprsgd_gossip,
-    qprsgd_ring,
-    qsparse_local_sgd,
-    squarm_sgd,
-    topk_sgd,
-    vanilla,
-)
-from thinwire.shell import LocalSGD, RoundReport, Seat
-from thinwire.simulate import LockStep
-from thinwire.topology import (
-    Complete,
-    Exponential,
-    Graph,
-    Hypercube,
-    OnePeerExponential,
-    RandomMatching,
-    RingGraph,
-    Star,
-    Topology,
-    Torus,
-)
-from thinwire.version import __version__
+from __future__ import annotations
 
-__all__ = [
-    "DPSGD",
-    "PRESETS",
-    "QSGD",
-    "AllReduce",
-    "Average",
-    "Choco",
-    "Complete",
-    "Compressor",
-    "ConfigError",
-    "DeepSqueeze",
-    "DivergedError",
-    "EdgeGossip",
-    "Exchange",
-    "Exponential",
-    "Feedback",
-    "FrameError",
-    "Gather",
-    "Gossip",
-    "Graph",
-    "Hypercube",
-    "Identity",
-    "Key",
-    "Levels",
-    "LocalSGD",
-    "LockStep",
-    "Marsit",
-    "Nesterov",
-    "NoFeedback",
-    "NonFiniteError",
-    "OnePeerExponential",
-    "Outer",
-    "PeerLost",
-    "Preset",
-    "RandK",
-    "RandomMatching",
-    "Ring",
-    "RingGraph",
-    "Rotated",
-    "RoundReport",
-    "RoundTimeout",
-    "Seat",
-    "Server",
-    "Sign",
-    "Star",
-    "Ternary",
-    "ThinwireError",
-    "TopK",
-    "Topology",
-    "Torus",
-    "TransportError",
-    "__version__",
-    "choco_sgd",
-    "d_psgd",
-    "deep_squeeze",
-    "ef_sign_sgd",
-    "local_sgd",
-    "marsit",
-    "qprsgd_gossip",
-    "qprsgd_ring",
-    "qsparse_local_sgd",
-    "squarm_sgd",
-    "topk_sgd",
-    "vanilla",
-]
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from thinwire.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from thinwire.names import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    # Torch takes seconds to import: the command line answers, and hears Ctrl-C, before it.
+    if name in {module.name for module in iter_modules(__path__)}:  # noqa: F405
+        return import_module(f"thinwire.{name}")
+    names = import_module("thinwire.names")
+    if name != "__all__" and name not in names.__all__:
+        raise AttributeError(f"module 'thinwire' has no attribute {name!r}")
+    return getattr(names, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module("thinwire.names").__all__})

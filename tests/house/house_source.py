@@ -17,6 +17,7 @@ ROOMS = (
     ("exchange",),
     ("outer", "stats", "round", "schedule"),
     ("checkpoint", "parameters", "shell", "presets", "simulate"),
+    ("names",),
     ("door",),
     ("cli",),
 )

@@ -1,0 +1,126 @@
+"""`thinwire train mnist`: what it reports, and what missing or broken files are told."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import thinwire as tw
+from thinwire.cli import main
+from thinwire.cli.idx import FILES, load_mnist, read_idx
+from thinwire.cli.mnist import Setting, train
+
+KEYS = {"preset", "steps", "rounds", "framed_bytes", "fixed_width_bits", "test_error", "seconds"}
+
+
+def idx(array: Tensor) -> bytes:
+    head = b"\x00\x00\x08" + bytes([array.dim()]) + struct.pack(f">{array.dim()}I", *array.shape)
+    return head + array.to(torch.uint8).numpy().tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten easy classes: each digit lights two rows of its own."""
+    g = torch.Generator().manual_seed(0)
+    for split, n in (("train", 300), ("test", 100)):
+        labels = torch.randint(10, (n,), generator=g)
+        images = torch.randint(60, (n, 28, 28), generator=g)
+        for i, digit in enumerate(labels.tolist()):
+            images[i, 2 * digit : 2 * digit + 2] = 250
+        (tmp_path / FILES[f"{split}_labels"]).write_bytes(idx(labels))
+        packed = gzip.compress(idx(images))
+        (tmp_path / f"{FILES[f'{split}_images']}.gz").write_bytes(packed)
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+def test_it_reports_the_cost_to_the_target(folder: Path, tmp_path: Path, capsys) -> None:
+    out, log = tmp_path / "r.json", tmp_path / "r.jsonl"
+    assert run("train", "mnist", "--data", folder, "--workers", 3, "--json", out, "--log", log) == 0
+    document = json.loads(out.read_text())
+    assert document.keys() == {"thinwire", "command", "machine", "seed", "results"}
+    (result,) = document["results"]
+    assert result.keys() >= KEYS
+    assert result["reached"]
+    assert result["test_error"] <= 0.10
+    # SignTopK with k = 40 of 7850: 13 bits an index, one a sign, 32 the scale.
+    assert result["fixed_width_bits"] == result["rounds"] * 3 * (40 * 14 + 32)
+    assert result["framed_bytes"] <= result["rounds"] * 3 * 90
+    assert "reached 0.1" in capsys.readouterr().out
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert events[0] == "start"
+    assert events[-1] == "end"
+
+
+@pytest.mark.parametrize("preset", tw.PRESETS)
+def test_every_preset_trains_and_the_same_seed_gives_the_same_figures(folder, preset) -> None:
+    setting = Setting(preset=preset, H=1, workers=4, max_steps=16, target_error=0.0)
+    ends = [train(setting, load_mnist(folder)) for _ in range(2)]
+    for end in ends:
+        del end["seconds"]
+    assert ends[0] == ends[1]
+    assert ends[0]["rounds"] == 16
+
+
+def test_plain_and_gzipped_files_are_the_same(folder: Path) -> None:
+    zipped = folder / f"{FILES['test_images']}.gz"
+    plain = folder / FILES["test_images"]
+    plain.write_bytes(gzip.decompress(zipped.read_bytes()))
+    assert torch.equal(read_idx(plain), read_idx(zipped))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("test_labels", None, "no such file; expected there the four IDX files"),
+        ("test_labels", b"<html>not found", "is no IDX file of unsigned bytes"),
+        ("test_labels", b"\x00\x00\x08\x01\x00", "is cut short after 5 bytes"),
+        ("test_labels", idx(torch.zeros(100))[:-3], "announces (100,), which is 100 bytes"),
+        ("test_labels", idx(torch.full((100,), 11)), "must be digits 0 to 9"),
+        ("test_labels", idx(torch.zeros(99)), "the test images have shape (100, 28, 28)"),
+        ("train_images", gzip.compress(idx(torch.zeros(300, 28, 28)))[:60], "cannot be read"),
+        ("train_images", idx(torch.zeros(300, 1, 1)), "MNIST's are (28, 28)"),
+        ("train_images", idx(torch.zeros(0, 28, 28)), "the train images have shape (0, 28, 28)"),
+    ],
+)
+def test_missing_and_broken_files_are_one_sentence(
+    folder: Path, name: str, content: bytes | None, says: str, capsys
+) -> None:
+    for file in (folder / FILES[name], folder / f"{FILES[name]}.gz"):
+        file.unlink(missing_ok=True)
+    if content is not None:
+        (folder / FILES[name]).write_bytes(content)
+    assert run("train", "mnist", "--data", folder) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert error.startswith("thinwire: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--preset", "adam"], "no preset 'adam'; choose qsparse_local_sgd"),
+        (["--preset", "vanilla", "--H", 8], "vanilla takes one local step a round"),
+        (["--preset", "choco_sgd", "--no-feedback"], "cannot run without feedback"),
+        (["--preset", "vanilla", "--k", 3], "keeps no k entries"),
+        (["--H", 0], "H is 0"),
+        (["--step-size", -1], "step_size is -1.0"),
+        (["--target-error", 2], "target error is 2.0"),
+        (["--workers", 301], "301 workers cannot share 300 images"),
+    ],
+)
+def test_wrong_options_are_one_sentence(folder: Path, options, says: str, capsys) -> None:
+    assert run("train", "mnist", "--data", folder, *options) == 2
+    assert says in capsys.readouterr().err
