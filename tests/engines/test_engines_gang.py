@@ -243,7 +243,7 @@ def test_an_altered_frame_is_refused_on_every_rank_and_the_round_said_again(gang
         assert r["refused_seconds"] < PROMPT
         assert r["again"] == 2
     for r in ranks[1:]:
-        assert "the master refused round 1" in r["told"]
+        assert "round 1 is refused" in r["told"]
     same_on_all(ranks, "params")
 
 
