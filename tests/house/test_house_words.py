@@ -140,6 +140,7 @@ def test_python_blocks_finds_python_and_nothing_else() -> None:
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=[p.name for p in EXAMPLES])
 def test_an_example_runs_and_says_something(path: Path, tmp_path: Path) -> None:
     assert run(path, tmp_path).strip()

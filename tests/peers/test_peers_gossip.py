@@ -481,6 +481,7 @@ def left(exchange: tw.Exchange, C: Compressor, rounds: int = 300) -> tuple[float
             float(np.linalg.norm(X - mean, axis=1).mean() / np.linalg.norm(best)))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("exchange", "C"),
     [

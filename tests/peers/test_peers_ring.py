@@ -61,7 +61,9 @@ def fed_rounds(form: str, C: Compressor, N: int, d: int | Spans, rounds: int = 3
 
 @forms
 @operators
-@pytest.mark.parametrize("N", WORKERS)
+@pytest.mark.parametrize(
+    "N", [pytest.param(N, marks=[pytest.mark.slow] if N > 5 else []) for N in WORKERS]
+)
 def test_replicas_hold_the_same_bits_after_every_round(form: str, C: Compressor, N: int) -> None:
     for d in SIZES:
         for u, ends in fed_rounds(form, C, N, d):
@@ -82,6 +84,7 @@ def test_replicas_hold_the_same_bits_without_feedback_too(form: str, N: int) -> 
             assert end.value[1] == {}
 
 
+@pytest.mark.slow
 @forms
 @operators
 def test_what_all_owe_and_what_was_agreed_are_what_all_had_to_say(form: str, C: Compressor) -> None:
