@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import alive
+from gang_jobs import alive
 
 from thinwire.cli.demo_methods import LEARNING_RATES, METHODS
 from thinwire.cli.demo_table import sentence, table, times

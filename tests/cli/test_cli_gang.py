@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from conftest import alive
+from gang_jobs import alive
 
 from thinwire.cli.gang import Gang
 from thinwire.errors import ConfigError, ThinwireError

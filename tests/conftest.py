@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-collect_ignore = ["conftest.py"]  # Several conftests cannot all be looked through for doctests.
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
