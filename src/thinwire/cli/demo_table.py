@@ -74,12 +74,12 @@ def sentence(results: list[Result]) -> str:
     dense, *others = results
     least = min(others, key=lambda r: r["bytes"])
     slowest = max(results, key=lambda r: r["seconds_here"])
+    beside = "" if slowest is dense else f"; DDP {dense['seconds_here']:.1f} s"
     return (
         f"{least['method']} sent {times(least['ratio'])} times fewer bytes than DDP and "
         f"{_difference(least, dense)}; {_spread(results)}, one image being "
         f"{1 / dense['test_images']:.1%}; the slowest "
-        f"here was {slowest['method']} ({slowest['seconds_here']:.1f} s; DDP "
-        f"{dense['seconds_here']:.1f} s)."
+        f"here was {slowest['method']} ({slowest['seconds_here']:.1f} s{beside})."
     )
 
 
