@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from thinwire.compress.base import Codes, Compressor
-from thinwire.compress.layout import SCALES, SCOPES, Layout, Scope, pieces
+from thinwire.compress.layout import SCALES, Layout, Scope, pieces
 from thinwire.errors import ConfigError
 from thinwire.keys import Key
 from thinwire.value import one_of, whole
@@ -217,5 +217,3 @@ class Chain(Compressor):
 
 EVERYTHING = Everything()
 FLOAT32 = Float32()
-
-__all__ = ["EVERYTHING", "FLOAT32", "SCOPES", "Chain", "Quantizer", "Sparsifier"]
