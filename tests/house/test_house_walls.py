@@ -25,7 +25,6 @@ CORE = [path for path in files() if room_of(module_of(path)) != "cli"]
 LONGEST = 300
 LONG = {
     "kernels/reference.py": "the definition of every kernel, in one place to read them together",
-    "kernels/cpu.py": "their Numba counterparts, in the same order",
     "kernels/cpu_index.py": "the index coders of cpu.py",
     "shell.py": "one class that behaves like a torch optimizer, a third of it docstrings",
 }

@@ -50,17 +50,55 @@ def test_quantizers_agree(v: torch.Tensor, starts: torch.Tensor) -> None:
     for kind in ("l1", "l2", "max"):
         norm = reference.norms(v, starts, kind)
         for levels in (1, 15, 32767):
-            codes = reference.quantize(v, starts, norm, levels, KEY)
-            same(cpu.quantize(v, starts, norm, levels, KEY), codes)
-            same(cpu.fit(v, codes, starts), reference.fit(v, codes, starts))
-            same(cpu.decode(codes, starts, norm), reference.decode(codes, starts, norm))
+            packed = reference.quantize(v, starts, norm, levels, KEY)
+            same(cpu.quantize(v, starts, norm, levels, KEY), packed)
+            units = norm.double()
+            agree_on_codes(v, packed, 2 * levels, starts, -levels * units, units)
     lo, hi = reference.extrema(v, starts)
     for levels in (1, 15, 65535):
         step = (hi / levels - lo / levels).clamp(max=reference.FLOAT32_MAX)
-        codes = reference.quantize_levels(v, starts, lo, step, levels, KEY)
-        same(cpu.quantize_levels(v, starts, lo, step, levels, KEY), codes)
-        same(cpu.decode(codes, starts, step), reference.decode(codes, starts, step))
+        packed = reference.quantize_levels(v, starts, lo, step, levels, KEY)
+        same(cpu.quantize_levels(v, starts, lo, step, levels, KEY), packed)
+        agree_on_codes(v, packed, levels, starts, lo.double(), step.double())
     same(cpu.signs(v), reference.signs(v))
+
+
+def agree_on_codes(
+    v: torch.Tensor,
+    packed: torch.Tensor,
+    top: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> None:
+    coded = packed, top.bit_length(), starts, lows, steps
+    same(cpu.fit(v, *coded), reference.fit(v, *coded))
+    same(cpu.decode(*coded), reference.decode(*coded))
+    largest = cpu.largest_code(packed, v.numel(), top.bit_length())
+    assert largest == reference.largest_code(packed, v.numel(), top.bit_length())
+    assert 0 <= largest <= top
+    for index, weight in ((None, 1.0), (None, -0.3), (torch.arange(v.numel()), 0.7)):
+        mine, defined = v.clone(), v.clone()
+        cpu.accumulate_codes(mine, index, *coded, weight)
+        reference.accumulate_codes(defined, index, *coded, weight)
+        same(mine, defined)
+
+
+def test_decoding_agrees_for_any_scales_a_frame_may_hold() -> None:
+    drawn = torch.Generator().manual_seed(9)
+    starts = torch.tensor([0, 100, 5000])
+    for width in (1, 2, 3, 4, 8, 16):
+        packed = reference.pack(
+            torch.randint(0, 1 << width, (5000,), generator=drawn, dtype=torch.int32), width
+        )
+        for low in (-3.0, 0.0, -0.0, 0.1, -3.4e38):
+            for step in (1.0, -1.0, 0.0, -0.0, 0.1, 1e-45, 3.4e38):
+                lows = torch.tensor([low, -7 * step], dtype=torch.float64)
+                steps = torch.tensor([step, step], dtype=torch.float64)
+                same(
+                    cpu.decode(packed, width, starts, lows, steps),
+                    reference.decode(packed, width, starts, lows, steps),
+                )
 
 
 @cases
@@ -78,7 +116,7 @@ def test_rotations_agree(v: torch.Tensor, starts: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("width", range(1, 17))
-@pytest.mark.parametrize("n", [*range(10), 1000, 5003])
+@pytest.mark.parametrize("n", [*range(10), 1000, 4096, 5003, 8192])
 def test_packing_agrees(n: int, width: int) -> None:
     drawn = torch.Generator().manual_seed(n)
     codes = torch.randint(0, 1 << width, (n,), generator=drawn, dtype=torch.int32)
@@ -100,12 +138,14 @@ def test_packing_reads_bytes_at_any_offset() -> None:
 def test_accumulation_agrees(v: torch.Tensor, starts: torch.Tensor) -> None:
     index = reference.topk(v, starts, some_counts(starts, 10))
     mine, defined = v.clone(), v.clone()
-    cpu.accumulate(mine, index, v[index] * 0.5)
-    reference.accumulate(defined, index, v[index] * 0.5)
-    same(mine, defined)
-    cpu.accumulate(mine, None, v)
-    reference.accumulate(defined, None, v)
-    same(mine, defined)
+    same(cpu.gather(v, index), reference.gather(v, index))
+    for weight in (1.0, -1.0, 0.3):
+        cpu.accumulate(mine, index, v[index], weight)
+        reference.accumulate(defined, index, v[index], weight)
+        same(mine, defined)
+        cpu.accumulate(mine, None, v, weight)
+        reference.accumulate(defined, None, v, weight)
+        same(mine, defined)
 
 
 def test_strided_inputs_give_the_same_bits_as_contiguous_ones() -> None:

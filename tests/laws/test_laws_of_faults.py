@@ -54,7 +54,7 @@ FAULTS = {
     "one byte long": lambda f: f + b"\0",
     "twice": lambda f: f + f,
     "another magic": lambda f: b"TW" + f[2:],
-    "another version": lambda f: f[:2] + b"\2" + f[3:],
+    "another version": lambda f: f[:2] + b"\1" + f[3:],
     "the last round": lambda f: reseal(f, round=field(f, "round") - 1),
     "the next round": lambda f: reseal(f, round=field(f, "round") + 1),
     "another rank": lambda f: reseal(f, rank=field(f, "rank") + 1),

@@ -36,7 +36,7 @@ FAULTS = {
     "one byte short": lambda f: f[:-1],
     "one byte long": lambda f: f + b"\0",
     "a bit flipped": lambda f: f[:-1] + bytes([f[-1] ^ 16]),
-    "another version": lambda f: f[:2] + b"\2" + f[3:],
+    "another version": lambda f: f[:2] + b"\1" + f[3:],
     "another run": lambda f: seal(f[3], address(f, run=7), f[HEADER:]),
     "the last round": lambda f: seal(f[3], address(f, round=4), f[HEADER:]),
     "another part": lambda f: seal(f[3], address(f, part=99), f[HEADER:]),

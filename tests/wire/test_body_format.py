@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 
-from thinwire import QSGD, FrameError, Identity, Key, Levels, RandK, Rotated, Sign, Ternary, TopK
+from thinwire import (
+    QSGD,
+    FrameError,
+    Identity,
+    Key,
+    Levels,
+    RandK,
+    Rotated,
+    Sign,
+    Ternary,
+    TopK,
+    kernels,
+)
 from thinwire.compress import Codes, Compressor
 from thinwire.flat import Spans
 from thinwire.wire.body import Reader, pack, pack_sparse, unpack, unpack_sparse
@@ -46,20 +59,22 @@ def test_a_topk_body_is_index_then_float32_little_endian() -> None:
     assert body[2:] == struct.pack("<ff", 1.5, -2.0)
 
 
-def test_a_sign_body_is_scale_then_bits_from_the_lowest() -> None:
+def test_a_sign_body_is_scale_then_bits_in_rows_from_the_lowest() -> None:
+    # Nine bits take two bytes, so byte 0 holds entries 0, 2, 4, 6, 8 and byte 1 holds 1, 3, 5, 7.
     u = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
-    assert body_of(Sign(), u) == struct.pack("<f", 1.0) + bytes([0b10001101, 0b1])
+    assert body_of(Sign(), u) == struct.pack("<f", 1.0) + bytes([0b10011, 0b1010])
 
 
 def test_scales_come_one_a_block_or_two_and_before_all_codes() -> None:
     u = torch.tensor([4.0, 0.0, -4.0, 1.0, 3.0])
     body = body_of(QSGD(levels=1, norm="max", scale="none", bucket=3), u)
     assert body[:8] == struct.pack("<ff", 4.0, 3.0)
-    codes = [body[8] >> 2 * i & 3 for i in range(4)] + [body[9] & 3]
+    codes = [body[8 + i % 2] >> i // 2 * 2 & 3 for i in range(5)]
     assert codes[:3] == [2, 1, 0]  # q + s, s = 1
     assert codes[4] == 2
+    # Codes 0 and 4 of three bits: a plane of two bits, then one of a bit.
     two = body_of(Levels(levels=4, scale="none"), torch.tensor([-1.0, 3.0]))
-    assert two == struct.pack("<ff", -1.0, 1.0) + bytes([0 | 4 << 3])
+    assert two == struct.pack("<ff", -1.0, 1.0) + bytes([0, 0b10])
 
 
 def test_an_identity_body_is_the_vector() -> None:
@@ -153,23 +168,36 @@ def test_a_float_that_is_not_finite_is_refused_wherever_it_is(C: Compressor, bad
 )
 def test_a_code_above_the_top_is_refused(C: Compressor) -> None:
     payload = C.compress(U, KEY, SPANS)
-    for i in (0, payload.values.codes.numel() - 1):
+    said = payload.values
+    for i in (0, said.n - 1):
         for code in range(C.quantizer.top + 1, 1 << C.quantizer.width):
-            kept = int(payload.values.codes[i])
-            payload.values.codes[i] = code
-            says = f"code {code} is above {C.quantizer.top}"
-            refused(C, pack(payload, C), SPANS, says)
-            payload.values.codes[i] = kept
+            codes = said.codes.clone()
+            codes[i] = code
+            packed = kernels.active().pack(codes, said.width)
+            altered = replace(payload, values=replace(said, packed=packed))
+            refused(C, pack(altered, C), SPANS, f"code {code} is above {C.quantizer.top}")
 
 
 @pytest.mark.parametrize("C", [Sign(), QSGD(bits=3), Levels(levels=6), Ternary()], ids=repr)
 def test_padding_after_the_codes_must_be_zero(C: Compressor) -> None:
     body = bytearray(body_of(C, U, SPANS))
-    spare = -33 * C.quantizer.width % 8
-    assert spare
-    for bit in range(8 - spare, 8):
-        altered = bytes(body[:-1]) + bytes([body[-1] | 1 << bit])
-        refused(C, altered, SPANS, "padding bits after the codes are not zero")
+    spares = [
+        (at + spare % size, spare // size * p)
+        for at, size, p in planes_of(33, C.quantizer.width, len(body))
+        for spare in range(33, size * (8 // p))
+    ]
+    assert spares
+    for at, bit in spares:
+        altered = bytearray(body)
+        altered[at] |= 1 << bit
+        refused(C, bytes(altered), SPANS, "padding bits after the codes are not zero")
+
+
+def planes_of(n: int, width: int, end: int) -> list[tuple[int, int, int]]:
+    """Returns where each plane of n codes that end at `end` begins, its bytes and its bits."""
+    bits = [p for p in (8, 4, 2, 1) if width & p]
+    sizes = [-(-n * p // 8) for p in bits]
+    return [(end - sum(sizes[i:]), sizes[i], p) for i, p in enumerate(bits)]
 
 
 # The index section.

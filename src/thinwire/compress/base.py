@@ -36,12 +36,48 @@ class Codes:
     """Quantized values: one small whole number an entry, and the scales of each block.
 
     Args:
-        codes: (m,) int32 in [0, 2**width).
+        packed: the codes as the wire holds them, uint8.
+        n: how many codes.
+        width: bits of a code.
         scales: (B, c) float32, c scales a block.
     """
 
-    codes: Tensor
+    packed: Tensor
+    n: int
+    width: int
     scales: Tensor
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes themselves, (n,) int32 in [0, 2**width)."""
+        return kernels.active().unpack(self.packed, self.n, self.width)
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What codes stand for: float32(low + code step), one low and one step a block.
+
+    Args:
+        blocks: (B + 1,) int64, where each block starts.
+        lows: (B,) float64.
+        steps: (B,) float64.
+    """
+
+    blocks: Tensor
+    lows: Tensor
+    steps: Tensor
+
+    @staticmethod
+    def around_zero(blocks: Tensor, units: Tensor, offset: int) -> Steps:
+        """Returns the steps of codes that mean (code - offset) unit.
+
+        Args:
+            blocks: (B + 1,) int64.
+            units: (B,) float32.
+            offset: the code of zero.
+        """
+        steps = units.double()
+        return Steps(blocks, -offset * steps, steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +191,9 @@ class Compressor(Value, ABC):
         if u.shape != (at.d,) or u.dtype != torch.float32:
             raise ConfigError(f"u is {u.dtype} {tuple(u.shape)}; expected float32 ({at.d},)")
         index = self.sparsifier.select(u, at, key)
-        v = u if index is None else self.sparsifier.weigh(u[index], at)
+        v = u
+        if index is not None:
+            v = self.sparsifier.weigh(kernels.active().gather(u, index), at)
         return Payload(at, index, self.quantizer.encode(v, at, key), key)
 
     def decompress(self, payload: Payload) -> Tensor:
@@ -176,10 +214,13 @@ class Compressor(Value, ABC):
             payload: what was said.
             weight: what it counts.
         """
-        values = self.values(payload)
-        if weight != 1.0:
-            values = values * weight
-        kernels.active().accumulate(total, payload.index, values)
+        said, table = payload.values, kernels.active()
+        steps = self.quantizer.steps(said, payload.layout) if isinstance(said, Codes) else None
+        if isinstance(said, Codes) and steps is not None:
+            at = steps.blocks, steps.lows, steps.steps
+            table.accumulate_codes(total, payload.index, said.packed, said.width, *at, weight)
+        else:
+            table.accumulate(total, payload.index, self.values(payload), weight)
 
     def remove(self, u: Tensor, payload: Payload) -> None:
         """Takes C(u) away from u in place, which leaves the residual u - C(u).
@@ -188,7 +229,7 @@ class Compressor(Value, ABC):
             u: (d,) float32.
             payload: what was said of it.
         """
-        kernels.active().accumulate(u, payload.index, -self.values(payload))
+        self.accumulate(u, payload, -1.0)
 
     def values(self, payload: Payload) -> Tensor:
         """Returns the decoded values at the payload's index, (n,) float32."""
@@ -206,7 +247,9 @@ class Compressor(Value, ABC):
         )
 
     def _code_bytes(self, at: Layout) -> int:
-        return (at.n_codes * self.quantizer.width + 7) // 8
+        if not self.quantizer.scales:
+            return 4 * at.n_codes
+        return kernels.packed_bytes(at.n_codes, self.quantizer.width)
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from thinwire.compress.base import Codes, Compressor
+from thinwire import kernels
+from thinwire.compress.base import Codes, Compressor, Steps
 from thinwire.compress.layout import SCALES, Layout, Scope, pieces
 from thinwire.errors import ConfigError
 from thinwire.keys import Key
@@ -98,9 +99,16 @@ class Quantizer(Compressor):
     def encode(self, v: Tensor, at: Layout, key: Key) -> Tensor | Codes:
         """Returns the codes of v, (n,) float32 cut into `at.blocks`."""
 
-    @abstractmethod
+    def steps(self, codes: Codes, at: Layout) -> Steps | None:
+        """Returns what each code stands for, or None where values are more than that."""
+        return None
+
     def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
         """Returns the values the codes stand for, (n,) float32."""
+        assert isinstance(values, Codes)
+        steps = self.steps(values, at)
+        assert steps is not None
+        return decoded(values, steps)
 
     @abstractmethod
     def shrinks_block(self, n: int) -> float:
@@ -132,6 +140,12 @@ class Quantizer(Compressor):
         """
         one_of(self, "scale", scale, SCALES)
         return 1 - beta if scale == "none" else 1 / (1 + beta)
+
+
+def decoded(codes: Codes, steps: Steps) -> Tensor:
+    """Returns float32(low + code step) for every code, (n,) float32."""
+    at = steps.blocks, steps.lows, steps.steps
+    return kernels.active().decode(codes.packed, codes.width, *at)
 
 
 @dataclass(frozen=True, repr=False)

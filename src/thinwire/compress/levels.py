@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.base import ROUNDING, Codes
+from thinwire.compress.base import ROUNDING, Codes, Steps
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import SCALES, Layout, Scope
 from thinwire.keys import Key
@@ -74,9 +74,8 @@ class Levels(Quantizer):
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
         return encode_levels(v, at.blocks, self.levels, self.scale, at.per_block(self.beta), key)
 
-    def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
-        assert isinstance(values, Codes)
-        return decode_levels(values, at.blocks)
+    def steps(self, codes: Codes, at: Layout) -> Steps:
+        return steps_of(codes.scales, at.blocks)
 
 
 def encode_levels(
@@ -92,23 +91,26 @@ def encode_levels(
         beta: (B,) float32, the variance bound of each block.
         key: names the rounding.
     """
-    table = kernels.active()
+    table, width = kernels.active(), levels.bit_length()
     lo, hi = table.extrema(v, blocks)
     # In float64, since hi - lo can exceed float32 where neither end does.
     step = ((hi.double() - lo.double()) / levels).clamp(max=torch.finfo(torch.float32).max).float()
-    codes = table.quantize_levels(v, blocks, lo, step, levels, key.draw(ROUNDING).words)
-    ends = Codes(codes, torch.stack([lo, step], 1))
+    packed = table.quantize_levels(v, blocks, lo, step, levels, key.draw(ROUNDING).words)
+    scales = torch.stack([lo, step], 1)
     if scale == "fit":
-        factor = table.fit(v, decode_levels(ends, blocks), blocks)
+        at = steps_of(scales, blocks)
+        scales *= table.fit(v, packed, width, at.blocks, at.lows, at.steps).unsqueeze(1)
     elif scale == "beta":
-        factor = 1 / (1 + beta)
-    else:
-        return ends
-    return Codes(codes, ends.scales * factor.unsqueeze(1))
+        scales *= (1 / (1 + beta)).unsqueeze(1)
+    return Codes(packed, len(v), width, scales)
 
 
-def decode_levels(values: Codes, blocks: Tensor) -> Tensor:
-    """Returns lo + code step, (n,) float32."""
-    lengths = blocks.diff()
-    lo, step = (torch.repeat_interleave(c.double(), lengths) for c in values.scales.unbind(1))
-    return (lo + values.codes * step).float()
+def steps_of(scales: Tensor, blocks: Tensor) -> Steps:
+    """Returns what codes with the scales (lo, step) stand for.
+
+    Args:
+        scales: (B, 2) float32.
+        blocks: (B + 1,) int64.
+    """
+    lo, step = scales.double().unbind(1)
+    return Steps(blocks, lo.contiguous(), step.contiguous())

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.base import ROUNDING, Codes
+from thinwire.compress.base import ROUNDING, Codes, Steps
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import SCALES, Layout, Scope
 from thinwire.errors import ConfigError
@@ -100,16 +101,14 @@ class QSGD(Quantizer):
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
         table = kernels.active()
         norms = table.norms(v, at.blocks, self.norm)
-        codes = table.quantize(v, at.blocks, norms, self.s, key.draw(ROUNDING).words)
+        packed = table.quantize(v, at.blocks, norms, self.s, key.draw(ROUNDING).words)
+        units = norms / self.s
         if self.scale == "fit":
-            units = table.fit(v, codes, at.blocks)
+            whole = Steps.around_zero(at.blocks, torch.ones_like(norms), self.s)
+            units = table.fit(v, packed, self.width, whole.blocks, whole.lows, whole.steps)
         elif self.scale == "beta":
             units = norms / (self.s * (1 + at.per_block(self.beta)))
-        else:
-            units = norms / self.s
-        return Codes(codes.int() + self.s, units.unsqueeze(1))
+        return Codes(packed, at.kept, self.width, units.unsqueeze(1))
 
-    def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
-        assert isinstance(values, Codes)
-        signed = (values.codes - self.s).short()
-        return kernels.active().decode(signed, at.blocks, values.scales[:, 0].contiguous())
+    def steps(self, codes: Codes, at: Layout) -> Steps:
+        return Steps.around_zero(at.blocks, codes.scales[:, 0], self.s)

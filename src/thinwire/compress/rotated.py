@@ -10,9 +10,9 @@ from torch import Tensor
 
 from thinwire import kernels
 from thinwire.compress.base import ROTATION, Codes
-from thinwire.compress.halves import Quantizer
+from thinwire.compress.halves import Quantizer, decoded
 from thinwire.compress.layout import SCALES, Layout, Scope
-from thinwire.compress.levels import decode_levels, encode_levels
+from thinwire.compress.levels import encode_levels, steps_of
 from thinwire.keys import Key
 from thinwire.value import one_of, whole
 
@@ -84,7 +84,7 @@ class Rotated(Quantizer):
 
     def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
         assert isinstance(values, Codes)
-        rotated = decode_levels(values, at.codes)
+        rotated = decoded(values, steps_of(values.scales, at.codes))
         return kernels.active().hadamard(rotated, at.blocks, at.codes, self._signs(key), True)
 
     def _signs(self, key: Key) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.base import Codes
+from thinwire.compress.base import Codes, Steps
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import Layout, Scope
 from thinwire.keys import Key
@@ -51,11 +51,10 @@ class Sign(Quantizer):
 
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
         table = kernels.active()
-        signs = table.signs(v)
-        units = table.fit(v, signs, at.blocks)
-        return Codes((signs.int() + 1) >> 1, units.unsqueeze(1))
+        sums = table.norms(v, at.blocks, "l1")
+        units = sums / at.blocks.diff().clamp(min=1)
+        return Codes(table.signs(v), at.kept, self.width, units.unsqueeze(1))
 
-    def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
-        assert isinstance(values, Codes)
-        signs = (values.codes * 2 - 1).short()
-        return kernels.active().decode(signs, at.blocks, values.scales[:, 0].contiguous())
+    def steps(self, codes: Codes, at: Layout) -> Steps:
+        units = codes.scales[:, 0].double()
+        return Steps(at.blocks, -units, 2 * units)

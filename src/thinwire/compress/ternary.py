@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from thinwire.compress.base import Codes
+from thinwire.compress.base import Codes, Steps
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import Layout, Scope
 from thinwire.compress.qsgd import QSGD
@@ -57,8 +57,8 @@ class Ternary(Quantizer):
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
         return self._qsgd().encode(v, at, key)
 
-    def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
-        return self._qsgd().decode(values, at, key)
+    def steps(self, codes: Codes, at: Layout) -> Steps:
+        return self._qsgd().steps(codes, at)
 
     def _qsgd(self) -> QSGD:
         return QSGD(1, norm="max", scale=self.scale, scope=self.scope, bucket=self.bucket)

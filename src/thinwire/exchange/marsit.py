@@ -79,7 +79,8 @@ class Marsit(Exchange):
         bits = torch.zeros(len(u), dtype=torch.int32, device=host.CPU)
         for hop in range(N):
             for piece in cut(here, (r - hop) % N, 1 << 23):
-                b = ((table.signs(u[piece.low : piece.high]) + 1) >> 1).int()
+                own = u[piece.low : piece.high]
+                b = table.unpack(table.signs(own), len(own), 1)
                 if hop:
                     (frame,) = yield from turn(takes=(Take(left, piece.bound),))
                     v = trouble.hear_bits(frame, piece, left)

@@ -109,7 +109,7 @@ class Trouble:
     def hear_bits(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
         """Returns the bits a frame of this piece says, (n,) int32; the same otherwise."""
         n = piece.high - piece.low
-        bits = self._read(frame, piece, speaker, lambda reader: reader.codes(n, 1, "bits"))
+        bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n))
         return torch.zeros(n, dtype=torch.int32, device=host.CPU) if bits is None else bits
 
     def speak(self, z: Tensor, piece: Piece) -> tuple[bytes, Tensor]:
@@ -167,3 +167,7 @@ class Trouble:
         broken = kernels.active().first_nonfinite(z, here.spans.starts)
         if broken >= 0:
             self._found.add((rank, tensor_name(here, broken)))
+
+
+def _bits(reader: Reader, n: int) -> Tensor:
+    return kernels.active().unpack(reader.codes(n, 1, 1, "bits"), n, 1)

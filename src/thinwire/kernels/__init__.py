@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 
-import torch
+from torch import Tensor
 
+from thinwire.kernels.checks import packed_bytes
 from thinwire.kernels.reference import Key, index_bytes_bound
 
-__all__ = ["NAMES", "Kernels", "Key", "active", "index_bytes_bound", "use"]
+__all__ = ["NAMES", "Kernels", "Key", "active", "index_bytes_bound", "packed_bytes", "use"]
 
 NAMES = ("reference", "cpu")
 
@@ -28,27 +29,28 @@ class Kernels:
     """One complete set of operations; `thinwire.kernels.reference` defines each of them."""
 
     name: str
-    words: Callable[[int, Key], torch.Tensor]
-    first_nonfinite: Callable[[torch.Tensor, torch.Tensor], int]
-    topk: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    randk: Callable[[torch.Tensor, torch.Tensor, Key], torch.Tensor]
-    norms: Callable[[torch.Tensor, torch.Tensor, str], torch.Tensor]
-    extrema: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    quantize: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, Key], torch.Tensor]
-    quantize_levels: Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, Key], torch.Tensor
+    words: Callable[[int, Key], Tensor]
+    first_nonfinite: Callable[[Tensor, Tensor], int]
+    topk: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gather: Callable[[Tensor, Tensor], Tensor]
+    randk: Callable[[Tensor, Tensor, Key], Tensor]
+    norms: Callable[[Tensor, Tensor, str], Tensor]
+    extrema: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    quantize: Callable[[Tensor, Tensor, Tensor, int, Key], Tensor]
+    quantize_levels: Callable[[Tensor, Tensor, Tensor, Tensor, int, Key], Tensor]
+    signs: Callable[[Tensor], Tensor]
+    fit: Callable[[Tensor, Tensor, int, Tensor, Tensor, Tensor], Tensor]
+    decode: Callable[[Tensor, int, Tensor, Tensor, Tensor], Tensor]
+    accumulate_codes: Callable[
+        [Tensor, Tensor | None, Tensor, int, Tensor, Tensor, Tensor, float], None
     ]
-    fit: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    decode: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    signs: Callable[[torch.Tensor], torch.Tensor]
-    hadamard: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Key, bool], torch.Tensor]
-    pack: Callable[[torch.Tensor, int], torch.Tensor]
-    unpack: Callable[[torch.Tensor, int, int], torch.Tensor]
-    encode_index: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    decode_index: Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor | None, int, str]
-    ]
-    accumulate: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], None]
+    hadamard: Callable[[Tensor, Tensor, Tensor, Key, bool], Tensor]
+    pack: Callable[[Tensor, int], Tensor]
+    unpack: Callable[[Tensor, int, int], Tensor]
+    largest_code: Callable[[Tensor, int, int], int]
+    encode_index: Callable[[Tensor, Tensor, Tensor], Tensor]
+    decode_index: Callable[[Tensor, Tensor, Tensor], tuple[Tensor | None, int, str]]
+    accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
 
 
 _chosen: ContextVar[str] = ContextVar("thinwire_kernels", default="cpu")

@@ -83,17 +83,52 @@ def check_rotation(starts: torch.Tensor, out_starts: torch.Tensor, n: int, inver
         raise ValueError("every non-empty group must be padded to a power of two")
 
 
+def packed_bytes(n: int, width: int) -> int:
+    """Says how many bytes n packed codes of `width` bits take.
+
+    That is n width / 8, and where a block of 4096 is not full, each of its planes rounded up.
+
+    Args:
+        n: number of codes.
+        width: bits per code, 1..16.
+
+    Examples:
+        >>> packed_bytes(8192, 3), packed_bytes(5, 3)
+        (3072, 3)
+    """
+    check_width(width)
+    whole, rest = divmod(n, 4096)
+    planes = [p for p in (8, 4, 2, 1) if width & p] + [8] * (width // 16 * 2)
+    return 512 * width * whole + sum((rest * p + 7) // 8 for p in planes)
+
+
 def check_packed(data: torch.Tensor, n: int, width: int) -> None:
     """Raises ValueError unless `data` has exactly the bytes of n codes of `width` bits.
 
     Args:
-        data: (ceil(n * width / 8),) uint8.
+        data: (packed_bytes(n, width),) uint8.
         n: number of codes.
         width: bits per code, 1..16.
     """
     check_width(width)
-    if n < 0 or data.dtype != torch.uint8 or data.numel() != (n * width + 7) // 8:
-        raise ValueError(f"{n} codes of {width} bits need {(n * width + 7) // 8} uint8 bytes")
+    if n < 0 or data.dtype != torch.uint8 or data.numel() != packed_bytes(n, width):
+        raise ValueError(f"{n} codes of {width} bits need {packed_bytes(n, width)} uint8 bytes")
+
+
+def check_coded(
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> None:
+    """Raises ValueError unless these are packed codes with a low and a step for each group."""
+    n = int(starts[-1]) if starts.numel() else 0
+    check_starts(starts, n)
+    check_packed(packed, n, width)
+    check_per_group(starts, lows, steps)
+    if lows.dtype != torch.float64 or steps.dtype != torch.float64:
+        raise ValueError("lows and steps must be float64")
 
 
 def check_width(width: int) -> None:
@@ -114,12 +149,6 @@ def check_unsigned_levels(levels: int) -> None:
         raise ValueError(f"levels {levels} outside 1..65535")
 
 
-def check_lengths(v: torch.Tensor, other: torch.Tensor) -> None:
-    """Raises ValueError unless both vectors have the same number of entries."""
-    if v.numel() != other.numel():
-        raise ValueError(f"lengths differ: {v.numel()} and {other.numel()}")
-
-
 def check_per_group(starts: torch.Tensor, *values: torch.Tensor) -> None:
     """Raises ValueError unless each vector has one entry per group.
 
@@ -131,13 +160,13 @@ def check_per_group(starts: torch.Tensor, *values: torch.Tensor) -> None:
         raise ValueError(f"expected one value for each of {starts.numel() - 1} groups")
 
 
-def check_index(index: torch.Tensor | None, acc: torch.Tensor, values: torch.Tensor) -> None:
-    """Raises unless `values` can be added to `acc` at `index`.
+def check_index(index: torch.Tensor | None, acc: torch.Tensor, n: int) -> None:
+    """Raises unless n values can be added to `acc` at `index`.
 
     Args:
-        index: (k,) int64 ascending, or None for every entry.
-        acc: (n,) float32 contiguous.
-        values: (k,) float32.
+        index: (n,) int64 ascending, or None for every entry.
+        acc: float32, contiguous.
+        n: number of values.
 
     Raises:
         ValueError: when the lengths differ or `acc` is not contiguous.
@@ -145,8 +174,20 @@ def check_index(index: torch.Tensor | None, acc: torch.Tensor, values: torch.Ten
     """
     if not acc.is_contiguous():
         raise ValueError("acc must be contiguous")
-    check_lengths(acc if index is None else index, values)
-    if index is not None and index.numel():
+    if n != (acc if index is None else index).numel():
+        raise ValueError(f"{n} values for {(acc if index is None else index).numel()} places")
+    if index is not None:
+        check_inside(index, acc.numel())
+
+
+def check_inside(index: torch.Tensor, n: int) -> None:
+    """Raises IndexError unless every index is one of a vector of n entries.
+
+    Args:
+        index: (k,) int64.
+        n: entries of the vector.
+    """
+    if index.numel():
         lo, hi = torch.aminmax(index)
-        if int(lo) < 0 or int(hi) >= acc.numel():
-            raise IndexError(f"index outside a vector of {acc.numel()}")
+        if int(lo) < 0 or int(hi) >= n:
+            raise IndexError(f"index outside a vector of {n}")

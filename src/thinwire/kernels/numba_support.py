@@ -9,10 +9,14 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba.cpython.unsafe import numbers
 
 Array = npt.NDArray[Any]
 # A machine number inside a kernel: Numba infers its type, and mypy cannot follow the widening.
 Number = Any
+
+trailing_zeros: Any = numbers.trailing_zeros
+"""Counts the zero bits below the lowest one of an unsigned number, inside a kernel."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -14,15 +14,15 @@ import torch
 
 from thinwire import host
 from thinwire.kernels.checks import (
+    check_coded,
     check_counts,
     check_index,
+    check_inside,
     check_kind,
-    check_lengths,
     check_levels,
     check_packed,
     check_per_group,
     check_rotation,
-    check_starts,
     check_typed,
     check_unsigned_levels,
     check_vector,
@@ -34,7 +34,13 @@ Key = tuple[int, int]
 MASK32 = 0xFFFFFFFF
 MAGNITUDE = 0x7FFFFFFF
 FLOAT32_MAX = torch.finfo(torch.float32).max
-LANES = 16
+LANES = 64
+CHUNK = 1 << 16
+"""Entries whose sum is taken by itself, so that chunks may be summed at the same time."""
+BLOCK = 4096
+"""Codes that are packed together."""
+PAIR = 64
+"""Entries that share their random words with the next so many."""
 
 ALL_OR_NONE, BITMAP, FIXED, RICE = range(4)
 
@@ -171,6 +177,27 @@ def topk(u: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor) -> torch.T
     return _first_of(-magnitude, starts, counts)
 
 
+def gather(u: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Reads the entries at these places.
+
+    Args:
+        u: (n,) float32.
+        index: (k,) int64.
+
+    Returns:
+        (k,) float32.
+
+    Raises:
+        IndexError: when an index lies outside `u`.
+
+    Examples:
+        >>> gather(torch.tensor([1.0, -3.0, 3.0]), torch.tensor([0, 2])).tolist()
+        [1.0, 3.0]
+    """
+    check_inside(index, u.numel())
+    return u[index]
+
+
 def randk(starts: torch.Tensor, counts: torch.Tensor, key: Key) -> torch.Tensor:
     """Selects in each group the entries with the smallest random words, ties by lower index.
 
@@ -190,13 +217,20 @@ def randk(starts: torch.Tensor, counts: torch.Tensor, key: Key) -> torch.Tensor:
     return _first_of(words(int(starts[-1]), key), starts, counts)
 
 
-def _lane_sum(x: torch.Tensor) -> float:
-    # A cumulative sum down the rows is the one torch sum whose order is fixed.
-    padded = torch.cat([x, x.new_zeros(-x.numel() % LANES)]).view(-1, LANES)
-    lanes = padded.cumsum(0)[-1].tolist() if x.numel() else [0.0]
-    total = 0.0
-    for lane in lanes:
-        total += lane
+def _lane_sum(x: torch.Tensor, first: int) -> float:
+    """Adds up a group that begins at flat position `first`, chunk by chunk, each by lanes."""
+    total, at = 0.0, 0
+    while at < x.numel():
+        upto = min(x.numel(), (first + at) // CHUNK * CHUNK + CHUNK - first)
+        before = (first + at) % LANES
+        after = -(first + upto) % LANES
+        piece = torch.cat([x.new_zeros(before), x[at:upto], x.new_zeros(after)])
+        # A cumulative sum down the rows is the one torch sum whose order is fixed.
+        part = 0.0
+        for lane in piece.view(-1, LANES).cumsum(0)[-1].tolist():
+            part += lane
+        total += part
+        at = upto
     return total
 
 
@@ -209,8 +243,9 @@ def _float32(values: list[float]) -> torch.Tensor:
 def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
     """Measures each group by its l1, l2 or max norm, 0 for an empty group.
 
-    Sums run over 16 float64 lanes: lane j adds entries j, j + 16, ... of the group in order, and
-    the lanes are then added from 0 to 15. Results above the float32 range become its maximum.
+    Sums are in float64. In each chunk of 65536 flat positions lane j of 64 adds the group's
+    entries at positions j, j + 64, ... in order; the lanes are added from 0 to 63, and then the
+    chunks in order. Results above the float32 range become its maximum.
 
     Args:
         v: (n,) float32.
@@ -232,9 +267,9 @@ def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
         if kind == "max":
             answers.append(float(x.abs().max()) if hi > lo else 0.0)
         elif kind == "l1":
-            answers.append(_lane_sum(x.abs()))
+            answers.append(_lane_sum(x.abs(), lo))
         else:
-            answers.append(math.sqrt(_lane_sum(x * x)))
+            answers.append(math.sqrt(_lane_sum(x * x, lo)))
     return _float32(answers)
 
 
@@ -263,11 +298,16 @@ def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.
     return lows + 0.0, highs + 0.0
 
 
-def _round(y: torch.Tensor, key: Key) -> torch.Tensor:
-    # Both sides of the comparison are exact in float32: 24 bits each.
-    floor = y.floor()
-    uniform = (words(y.numel(), key) >> 8).to(torch.float32)
-    return floor.to(torch.int32) + (uniform < (y - floor) * 16777216.0)
+def _uniforms(n: int, key: Key) -> torch.Tensor:
+    """Gives every index below n a number in (0, 1), an odd multiple of 2**-17.
+
+    In each 128 entries, entry j of the first 64 takes the low half of a word and entry 64 + j the
+    high half of the same one.
+    """
+    i = torch.arange(n, dtype=torch.int64, device=host.CPU)
+    own = words((n + 2 * PAIR - 1) // (2 * PAIR) * PAIR, key)[i // (2 * PAIR) * PAIR + i % PAIR]
+    half = torch.where(i // PAIR % 2 == 0, own & 0xFFFF, own >> 16)
+    return (half.to(torch.float32) + 0.5) / 65536.0
 
 
 def quantize(
@@ -276,23 +316,24 @@ def quantize(
     """Rounds each entry at random to a signed multiple of norm / levels, right on average.
 
     In float32, with p = 1 for norms of at least 2**-100 and 2**100 below (so that nothing
-    underflows), y = min((|v| * p) * (levels / (norm * p)), levels), and y is rounded up when the
-    entry's uniform 24-bit integer is below its fraction. A group of norm 0 has codes 0.
+    underflows), q = floor((v * p) * (levels / (norm * p)) + r), clamped to [-levels, levels],
+    r the entry's uniform number of 16 bits; its code is q + levels. A group of norm 0 has q = 0.
 
     Args:
         v: (n,) float32.
         starts: (G + 1,) int64.
         norms: (G,) float32, each at least its group's largest magnitude for an unbiased result.
-        levels: 1..32767, magnitude of the largest code.
+        levels: 1..32767, magnitude of the largest q.
         key: two ints in [0, 2**32).
 
     Returns:
-        (n,) int16 codes in [-levels, levels].
+        Codes in [0, 2 levels], packed in the bits that 2 levels needs.
 
     Examples:
         >>> v = torch.tensor([3.0, -4.0, 0.0])
-        >>> quantize(v, torch.tensor([0, 3]), torch.tensor([4.0]), 4, (1, 2)).tolist()
-        [3, -4, 0]
+        >>> packed = quantize(v, torch.tensor([0, 3]), torch.tensor([4.0]), 4, (1, 2))
+        >>> unpack(packed, 3, 4).tolist()
+        [7, 0, 4]
     """
     check_vector(v, starts)
     check_per_group(starts, norms)
@@ -301,9 +342,9 @@ def quantize(
     one, lift = host.float_(1.0), host.float_(2.0**100)
     scale = torch.where(norms >= 2.0**-100, one, lift)
     rate = torch.where(norms == 0, host.float_(0.0), top / (norms * scale))
-    y = torch.minimum(v.abs() * _spread(scale, starts) * _spread(rate, starts), top)
-    code = _round(y, key).clamp(max=levels)
-    return torch.where(v < 0, -code, code).to(torch.int16)
+    z = v * _spread(scale, starts) * _spread(rate, starts)
+    q = (z + _uniforms(v.numel(), key)).floor().clamp(-top, top)
+    return pack(q.to(torch.int32) + levels, (2 * levels).bit_length())
 
 
 def quantize_levels(
@@ -316,10 +357,10 @@ def quantize_levels(
 ) -> torch.Tensor:
     """Rounds each entry at random to lo plus a whole number of steps, right on average.
 
-    In float32, y = (v * c - lo * c) / (step * c) clamped to [0, levels], rounded as in
-    `quantize`. c is 0.5 for steps of at least 1, so that a difference of huge values with
-    opposite signs stays finite, and 1 below, so that tiny steps keep their bits. A step of 0
-    has codes 0.
+    In float32, y = (v * c - lo * c) / (step * c) clamped to [0, levels], and the code is
+    floor(y + r), at most `levels`, r as in `quantize`. c is 0.5 for steps of at least 1, so that
+    a difference of huge values with opposite signs stays finite, and 1 below, so that tiny steps
+    keep their bits. A step of 0 has codes 0.
 
     Args:
         v: (n,) float32.
@@ -330,11 +371,12 @@ def quantize_levels(
         key: two ints in [0, 2**32).
 
     Returns:
-        (n,) int32 codes in [0, levels].
+        Codes in [0, levels], packed in the bits that `levels` needs.
 
     Examples:
         >>> v, lo, step = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0]), torch.tensor([0.5])
-        >>> quantize_levels(v, torch.tensor([0, 3]), lo, step, 4, (1, 2)).tolist()
+        >>> packed = quantize_levels(v, torch.tensor([0, 3]), lo, step, 4, (1, 2))
+        >>> unpack(packed, 3, 3).tolist()
         [0, 2, 4]
     """
     check_vector(v, starts)
@@ -344,72 +386,133 @@ def quantize_levels(
     width = _spread(step * c, starts)
     y = (v * _spread(c, starts) - _spread(lo * c, starts)) / width
     y = torch.where(width == 0, host.float_(0.0), y.clamp(0, levels))
-    return _round(y, key)
-
-
-def fit(v: torch.Tensor, codes: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """Finds for each group the unit that brings unit * codes closest to v in least squares.
-
-    That is <v, q> / <q, q> in float64, both summed over lanes as in `norms`; 0 for codes that
-    are all 0.
-
-    Args:
-        v: (n,) float32.
-        codes: (n,) int16, or float32 for levels that are no whole numbers.
-        starts: (G + 1,) int64.
-
-    Returns:
-        (G,) float32, in units of v.
-
-    Examples:
-        >>> codes = torch.tensor([1, -2], dtype=torch.int16)
-        >>> fit(torch.tensor([2.0, -4.0]), codes, torch.tensor([0, 2])).tolist()
-        [2.0]
-    """
-    check_vector(v, starts)
-    check_lengths(v, codes)
-    units = []
-    for lo, hi in _groups(starts):
-        x, q = v[lo:hi].to(torch.float64), codes[lo:hi].to(torch.float64)
-        below = _lane_sum(q * q)
-        units.append(_lane_sum(x * q) / below if below else 0.0)
-    return torch.tensor(units, dtype=torch.float64, device=host.CPU).to(torch.float32)
-
-
-def decode(codes: torch.Tensor, starts: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-    """Multiplies each code by the unit of its group.
-
-    Args:
-        codes: (n,) int16 or int32.
-        starts: (G + 1,) int64.
-        units: (G,) float32.
-
-    Returns:
-        (n,) float32, in units of `units`.
-
-    Examples:
-        >>> decode(torch.tensor([1, -2]), torch.tensor([0, 2]), torch.tensor([0.5])).tolist()
-        [0.5, -1.0]
-    """
-    check_starts(starts, codes.numel())
-    check_per_group(starts, units)
-    return codes.to(torch.float32) * _spread(units, starts)
+    codes = (y + _uniforms(v.numel(), key)).floor().clamp(max=levels)
+    codes = torch.where(width == 0, host.float_(0.0), codes)
+    return pack(codes.to(torch.int32), levels.bit_length())
 
 
 def signs(v: torch.Tensor) -> torch.Tensor:
-    """Codes each entry as +1 when it is at least 0 (either zero included) and as -1 otherwise.
+    """Codes each entry as 1 when it is at least 0 (either zero included) and as 0 otherwise.
 
     Args:
         v: (n,) float32.
 
     Returns:
-        (n,) int16.
+        Codes of one bit, packed.
 
     Examples:
-        >>> signs(torch.tensor([2.0, -0.0, -1.0])).tolist()
-        [1, 1, -1]
+        >>> unpack(signs(torch.tensor([2.0, -0.0, -1.0])), 3, 1).tolist()
+        [1, 1, 0]
     """
-    return torch.where(v >= 0, 1, -1).to(torch.int16)
+    return pack((v >= 0).to(torch.int32), 1)
+
+
+def fit(
+    v: torch.Tensor,
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> torch.Tensor:
+    """Finds for each group the factor that brings the decoded codes closest to v.
+
+    That is <v, x> / <x, x> in float64, x what `decode` answers, both summed over lanes as in
+    `norms`; 0 where all of x is 0.
+
+    Args:
+        v: (n,) float32.
+        packed: n codes.
+        width: bits per code, 1..16.
+        starts: (G + 1,) int64.
+        lows: (G,) float64, value of code 0.
+        steps: (G,) float64, distance between codes.
+
+    Returns:
+        (G,) float32, without unit.
+
+    Examples:
+        >>> packed = pack(torch.tensor([2, 0], dtype=torch.int32), 2)
+        >>> low, step = torch.tensor([-1.0]).double(), torch.tensor([1.0]).double()
+        >>> fit(torch.tensor([2.0, -4.0]), packed, 2, torch.tensor([0, 2]), low, step).tolist()
+        [3.0]
+    """
+    check_vector(v, starts)
+    said = decode(packed, width, starts, lows, steps)
+    factors = []
+    for lo, hi in _groups(starts):
+        a, x = v[lo:hi].to(torch.float64), said[lo:hi].to(torch.float64)
+        below = _lane_sum(x * x, lo)
+        factors.append(_lane_sum(a * x, lo) / below if below else 0.0)
+    return torch.tensor(factors, dtype=torch.float64, device=host.CPU).to(torch.float32)
+
+
+def decode(
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> torch.Tensor:
+    """Answers what each code stands for: float32(low + code * step), computed in float64.
+
+    Args:
+        packed: n codes, n = starts[-1].
+        width: bits per code, 1..16.
+        starts: (G + 1,) int64.
+        lows: (G,) float64, value of code 0.
+        steps: (G,) float64, distance between codes.
+
+    Returns:
+        (n,) float32.
+
+    Examples:
+        >>> packed = pack(torch.tensor([3, 0], dtype=torch.int32), 2)
+        >>> low, step = torch.tensor([-1.0]).double(), torch.tensor([0.5]).double()
+        >>> decode(packed, 2, torch.tensor([0, 2]), low, step).tolist()
+        [0.5, -1.0]
+    """
+    check_coded(packed, width, starts, lows, steps)
+    codes = unpack(packed, int(starts[-1]), width).to(torch.float64)
+    return (_spread(lows, starts) + codes * _spread(steps, starts)).to(torch.float32)
+
+
+def accumulate_codes(
+    acc: torch.Tensor,
+    index: torch.Tensor | None,
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+    weight: float,
+) -> None:
+    """Adds weight times what the codes stand for to `acc` in place: `decode`, then `accumulate`.
+
+    Args:
+        acc: (n,) float32, contiguous; changed.
+        index: (k,) int64, ascending without repeats, or None for all of acc.
+        packed: k codes, or n when `index` is None.
+        width: bits per code, 1..16.
+        starts: (G + 1,) int64, groups of codes.
+        lows: (G,) float64, value of code 0.
+        steps: (G,) float64, distance between codes.
+        weight: what each value counts, rounded to float32.
+
+    Raises:
+        IndexError: when an index lies outside `acc`.
+
+    Examples:
+        >>> packed = pack(torch.tensor([3, 0], dtype=torch.int32), 2)
+        >>> low, step = torch.tensor([-1.0]).double(), torch.tensor([0.5]).double()
+        >>> acc = torch.zeros(3)
+        >>> accumulate_codes(
+        ...     acc, torch.tensor([0, 2]), packed, 2, torch.tensor([0, 2]), low, step, -1.0
+        ... )
+        >>> acc.tolist()
+        [-0.5, 0.0, 1.0]
+    """
+    accumulate(acc, index, decode(packed, width, starts, lows, steps), weight)
 
 
 def _butterflies(x: torch.Tensor) -> torch.Tensor:
@@ -463,34 +566,53 @@ def hadamard(
     return torch.cat(parts)
 
 
-def pack(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """Writes codes as a little-endian bit stream, `width` bits each, ending in zero bits.
+def planes(width: int) -> tuple[int, ...]:
+    """Says in which planes of 8, 4, 2 or 1 bits a code of `width` bits is stored, lowest first.
 
-    Code i takes bits i * width to i * width + width - 1, counted from the lowest bit of byte 0;
-    higher bits of a code are dropped.
+    Examples:
+        >>> planes(13)
+        (8, 4, 1)
+    """
+    check_width(width)
+    return (8,) * (width // 8) + tuple(p for p in (4, 2, 1) if width & p)
+
+
+def pack(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """Writes codes in blocks of 4096 and planes of 8, 4, 2 and 1 bits, ending in zero bits.
+
+    A block of m codes holds one plane after the other, lowest bits first. A plane of p bits is
+    S = ceil(m p / 8) bytes, and byte j holds code j in its low p bits, then code j + S, then
+    j + 2 S, ... (zeros beyond m): a layout that vectorises. Higher bits of a code are dropped.
 
     Args:
         codes: (n,) int32 in [0, 2**width).
         width: bits per code, 1..16.
 
     Returns:
-        (ceil(n * width / 8),) uint8.
+        (packed_bytes(n, width),) uint8.
 
     Examples:
         >>> pack(torch.tensor([1, 2, 3], dtype=torch.int32), 4).tolist()
-        [33, 3]
+        [49, 2]
     """
-    check_width(width)
-    bits = ((codes[:, None] >> torch.arange(width, device=host.CPU)) & 1).flatten()
-    padded = torch.cat([bits, bits.new_zeros(-bits.numel() % 8)]).view(-1, 8)
-    return (padded << torch.arange(8, device=host.CPU)).sum(1).to(torch.uint8)
+    out = [host.empty(0, torch.uint8)]
+    for block in torch.split(codes, BLOCK):
+        shift = 0
+        for p in planes(width):
+            plane = (block >> shift) & ((1 << p) - 1)
+            rows = 8 // p
+            padded = torch.cat([plane, plane.new_zeros(-plane.numel() % rows)]).view(rows, -1)
+            places = p * torch.arange(rows, device=host.CPU)
+            out.append((padded << places[:, None]).sum(0).to(torch.uint8))
+            shift += p
+    return torch.cat(out)
 
 
 def unpack(data: torch.Tensor, n: int, width: int) -> torch.Tensor:
     """Reads back the n codes that `pack` wrote.
 
     Args:
-        data: (ceil(n * width / 8),) uint8.
+        data: (packed_bytes(n, width),) uint8.
         n: number of codes.
         width: bits per code, 1..16.
 
@@ -501,14 +623,50 @@ def unpack(data: torch.Tensor, n: int, width: int) -> torch.Tensor:
         ValueError: when `data` has another length.
 
     Examples:
-        >>> unpack(torch.tensor([33, 3], dtype=torch.uint8), 3, 4).tolist()
+        >>> unpack(torch.tensor([49, 2], dtype=torch.uint8), 3, 4).tolist()
         [1, 2, 3]
     """
     check_packed(data, n, width)
-    bits = ((data[:, None].to(torch.int64) >> torch.arange(8, device=host.CPU)) & 1).flatten()[
-        : n * width
-    ]
-    return (bits.view(n, width) << torch.arange(width, device=host.CPU)).sum(1).to(torch.int32)
+    return torch.cat([block[:m] for block, m in _blocks(data, n, width)])
+
+
+def _blocks(data: torch.Tensor, n: int, width: int) -> list[tuple[torch.Tensor, int]]:
+    # Each block's codes with what its padding bits hold, in order, and how many of them are codes.
+    out = [(host.empty(0, torch.int32), 0)]
+    at = 0
+    for first in range(0, n, BLOCK):
+        m, shift = min(BLOCK, n - first), 0
+        codes = torch.zeros(m + 7, dtype=torch.int32, device=host.CPU)
+        for p in planes(width):
+            rows = 8 // p
+            size = (m + rows - 1) // rows
+            places = p * torch.arange(rows, device=host.CPU)
+            plane = data[at : at + size].to(torch.int32) >> places[:, None] & ((1 << p) - 1)
+            codes[: rows * size] |= plane.flatten() << shift
+            at += size
+            shift += p
+        out.append((codes, m))
+    return out
+
+
+def largest_code(data: torch.Tensor, n: int, width: int) -> int:
+    """Finds the largest of n packed codes, 0 when there is none, -1 when a padding bit is set.
+
+    Args:
+        data: (packed_bytes(n, width),) uint8.
+        n: number of codes.
+        width: bits per code, 1..16.
+
+    Examples:
+        >>> packed = pack(torch.tensor([1, 2, 3], dtype=torch.int32), 4)
+        >>> largest_code(packed, 3, 4), largest_code(packed + 128, 3, 4)
+        (3, -1)
+    """
+    check_packed(data, n, width)
+    blocks = _blocks(data, n, width)
+    if any(bool(block[m:].any()) for block, m in blocks):
+        return -1
+    return max((int(block.max()) for block, m in blocks if m), default=0)
 
 
 def _fixed_width(length: int) -> int:
@@ -580,7 +738,10 @@ def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
             raise ValueError("indices must ascend within their groups")
         tag, bits = _cheapest(positions, hi - lo)
         out.append(tag)
-        out += bytes(pack(torch.tensor(bits, dtype=torch.int32, device=host.CPU), 1).tolist())
+        bits += [0] * (-len(bits) % 8)
+        out += bytes(
+            sum(b << i for i, b in enumerate(bits[at : at + 8])) for at in range(0, len(bits), 8)
+        )
     return torch.tensor(list(out), dtype=torch.uint8, device=host.CPU)
 
 
@@ -718,25 +879,29 @@ def index_bytes_bound(counts: torch.Tensor, starts: torch.Tensor) -> int:
     return int((1 + (bits + 7) // 8).sum())
 
 
-def accumulate(acc: torch.Tensor, index: torch.Tensor | None, values: torch.Tensor) -> None:
-    """Adds values to `acc` in place, at the given indices or everywhere.
+def accumulate(
+    acc: torch.Tensor, index: torch.Tensor | None, values: torch.Tensor, weight: float
+) -> None:
+    """Adds weight times the values to `acc` in place, at the given indices or everywhere.
 
     Args:
         acc: (n,) float32, contiguous; changed.
         index: (k,) int64, ascending without repeats, or None for all of acc.
         values: (k,) float32, or (n,) when `index` is None.
+        weight: what each value counts, rounded to float32.
 
     Raises:
         IndexError: when an index lies outside `acc`.
 
     Examples:
         >>> acc = torch.zeros(3)
-        >>> accumulate(acc, torch.tensor([0, 2]), torch.tensor([1.0, 2.0]))
+        >>> accumulate(acc, torch.tensor([0, 2]), torch.tensor([1.0, 2.0]), 0.5)
         >>> acc.tolist()
-        [1.0, 0.0, 2.0]
+        [0.5, 0.0, 1.0]
     """
-    check_index(index, acc, values)
+    check_index(index, acc, values.numel())
+    weighed = values * host.float_(weight)
     if index is None:
-        acc += values
+        acc += weighed
     else:
-        acc[index] += values
+        acc[index] += weighed

@@ -53,13 +53,15 @@ class Reader:
         self.take(used, "index section")
         return index
 
-    def codes(self, n: int, width: int, what: str) -> Tensor:
-        """Returns the next n codes of that width, (n,) int32."""
-        packed = as_tensor(self.take((n * width + 7) // 8, what))
-        spare = -n * width % 8
-        if spare and int(packed[-1]) >> (8 - spare):
+    def codes(self, n: int, width: int, top: int, what: str) -> Tensor:
+        """Returns the next n codes of that width as they are packed, each at most `top`."""
+        packed = as_tensor(self.take(kernels.packed_bytes(n, width), what))
+        largest = kernels.active().largest_code(packed, n, width)
+        if largest < 0:
             self.fail(f"padding bits after the {what} are not zero")
-        return kernels.active().unpack(packed, n, width)
+        if largest > top:
+            self.fail(f"code {largest} is above {top}")
+        return packed
 
     def end(self) -> None:
         """Refuses bytes left over."""
@@ -104,8 +106,7 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
         sections.append(as_bytes(index))
     if isinstance(payload.values, Codes):
         sections.append(as_bytes(payload.values.scales))
-        packed = kernels.active().pack(payload.values.codes, compressor.quantizer.width)
-        sections.append(as_bytes(packed))
+        sections.append(as_bytes(payload.values.packed))
     else:
         sections.append(as_bytes(payload.values))
     return b"".join(sections)
@@ -132,10 +133,8 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     if quantizer.scales == 0:
         return Payload(at, index, reader.floats(at.kept, "values"), key)
     scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
-    codes = reader.codes(at.n_codes, quantizer.width, "codes")
-    if at.n_codes and int(codes.max()) > quantizer.top:
-        reader.fail(f"code {int(codes.max())} is above {quantizer.top}")
-    return Payload(at, index, Codes(codes, scales), key)
+    packed = reader.codes(at.n_codes, quantizer.width, quantizer.top, "codes")
+    return Payload(at, index, Codes(packed, at.n_codes, quantizer.width, scales), key)
 
 
 def pack_sparse(index: Tensor, values: Tensor, d: int) -> bytes:

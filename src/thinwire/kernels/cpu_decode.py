@@ -1,0 +1,256 @@
+"""Decoding in Numba: codes to values, added where they belong without a vector in between."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from thinwire import host
+from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_codes import block_bytes, get_block
+from thinwire.kernels.cpu_measure import dot, group_of
+from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.parallel import each_stretch
+
+_BLOCK = reference.BLOCK
+_CHUNK = reference.CHUNK
+_LANES = reference.LANES
+
+
+@kernel
+def _offset(low: Number, step: Number) -> Number:
+    """Returns how many whole steps `low` lies below zero, -1 where that is no such number.
+
+    Then (code - offset) step is one float32 product, rounded as the float64 sum would be.
+    """
+    if step <= 0 or np.float64(np.float32(step)) != step:
+        return -1
+    offset = np.rint(-low / step)
+    return np.int64(offset) if offset * step == -low and 0 <= offset < 65536 else -1
+
+
+@kernel
+def _values(codes: Array, width: Number, low: Number, step: Number, out: Array) -> None:
+    """Writes float32(low + code step) for uint16 codes, exactly as float64 would round it."""
+    if width == 1:
+        zero = np.float32(low + 0.0 * step)
+        one = np.float32(low + step)
+        for j in range(codes.size):
+            out[j] = one if codes[j] else zero
+        return
+    unit = np.float32(step)
+    offset = _offset(low, step)
+    if offset >= 0:
+        origin = np.int32(offset)
+        for j in range(codes.size):
+            out[j] = np.float32(np.int32(np.int32(codes[j]) - origin)) * unit
+        return
+    for j in range(codes.size):
+        out[j] = np.float32(low + np.float64(codes[j]) * step)
+
+
+@kernel
+def _decode_block(
+    packed: Array, width: Number, starts: Array, lows: Array, steps: Array,
+    first: Number, g: Number, codes: Array, out: Array,
+) -> Number:  # fmt: skip
+    """Decodes one block, from code `first` on, into out; returns the group it ends in."""
+    m = out.size
+    at = first // 8 * width
+    get_block(packed[at : at + block_bytes(m, width)], width, codes[:m])
+    at = 0
+    while at < m:
+        while starts[g + 1] <= first + at:
+            g += 1
+        upto = min(m, starts[g + 1] - first)
+        _values(codes[at:upto], width, lows[g], steps[g], out[at:upto])
+        at = upto
+    return g
+
+
+@kernel
+def _decode(
+    packed: Array, width: Number, starts: Array, lows: Array, steps: Array,
+    low: Number, high: Number, out: Array,
+) -> None:  # fmt: skip
+    codes = np.empty(_BLOCK, np.uint16)
+    g = group_of(starts, low)
+    for first in range(low, high, _BLOCK):
+        block = out[first : min(high, first + _BLOCK)]
+        g = _decode_block(packed, width, starts, lows, steps, first, g, codes, block)
+
+
+def decode(
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> torch.Tensor:
+    """Agrees bit for bit with `reference.decode`."""
+    checks.check_coded(packed, width, starts, lows, steps)
+    out = host.empty(int(starts[-1]))
+    given = array(packed), width, array(starts), array(lows), array(steps)
+    values = out.numpy()
+    each_stretch(out.numel(), lambda low, high: _decode(*given, low, high, values))
+    return out
+
+
+@kernel
+def _add_values(
+    codes: Array,
+    width: Number,
+    low: Number,
+    step: Number,
+    weight: Number,
+    values: Array,
+    acc: Array,
+) -> None:
+    """Adds weight times what uint16 codes stand for to acc."""
+    unit = np.float32(step)
+    offset = _offset(low, step)
+    if offset >= 0 and width > 1 and weight == 1:
+        # The common case once more, without a stop between decoding and adding.
+        zero = np.int32(offset)
+        for j in range(codes.size):
+            acc[j] += np.float32(np.int32(np.int32(codes[j]) - zero)) * unit
+        return
+    _values(codes, width, low, step, values)
+    for j in range(codes.size):
+        acc[j] += values[j] * weight
+
+
+@kernel
+def _accumulate_codes(
+    acc: Array, packed: Array, width: Number, starts: Array, lows: Array, steps: Array,
+    weight: Number, low: Number, high: Number,
+) -> None:  # fmt: skip
+    codes = np.empty(_BLOCK, np.uint16)
+    values = np.empty(_BLOCK, np.float32)
+    g = group_of(starts, low)
+    for first in range(low, high, _BLOCK):
+        m = min(_BLOCK, high - first)
+        at = first // 8 * width
+        get_block(packed[at : at + block_bytes(m, width)], width, codes[:m])
+        at = 0
+        while at < m:
+            while starts[g + 1] <= first + at:
+                g += 1
+            upto = min(m, starts[g + 1] - first)
+            sums = acc[first + at : first + upto]
+            _add_values(codes[at:upto], width, lows[g], steps[g], weight, values[at:upto], sums)
+            at = upto
+
+
+@kernel
+def _accumulate_codes_at(
+    acc: Array, index: Array, packed: Array, width: Number, starts: Array, lows: Array,
+    steps: Array, weight: Number,
+) -> None:  # fmt: skip
+    codes = np.empty(_BLOCK, np.uint16)
+    values = np.empty(_BLOCK, np.float32)
+    g = 0
+    for first in range(0, index.size, _BLOCK):
+        at = index[first : first + _BLOCK]
+        block = values[: at.size]
+        g = _decode_block(packed, width, starts, lows, steps, first, g, codes, block)
+        for j in range(at.size):
+            acc[at[j]] += block[j] * weight
+
+
+def accumulate_codes(
+    acc: torch.Tensor,
+    index: torch.Tensor | None,
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+    weight: float,
+) -> None:
+    """Agrees bit for bit with `reference.accumulate_codes`."""
+    checks.check_coded(packed, width, starts, lows, steps)
+    n = int(starts[-1])
+    checks.check_index(index, acc, n)
+    given = array(packed), width, array(starts), array(lows), array(steps), np.float32(weight)
+    sums = array(acc)
+    if index is None:
+        each_stretch(n, lambda low, high: _accumulate_codes(sums, *given, low, high))
+    else:
+        _accumulate_codes_at(sums, array(index), *given)
+
+
+@kernel
+def _add_at(acc: Array, index: Array, values: Array, weight: Number) -> None:
+    for j in range(index.size):
+        acc[index[j]] += values[j] * weight
+
+
+@kernel
+def _add(acc: Array, values: Array, weight: Number) -> None:
+    if weight == 1:
+        for j in range(acc.size):
+            acc[j] += values[j]
+    else:
+        for j in range(acc.size):
+            acc[j] += values[j] * weight
+
+
+def accumulate(
+    acc: torch.Tensor, index: torch.Tensor | None, values: torch.Tensor, weight: float
+) -> None:
+    """Agrees bit for bit with `reference.accumulate`."""
+    checks.check_index(index, acc, values.numel())
+    w = np.float32(weight)
+    if index is None:
+        _add(array(acc), array(values), w)
+    else:
+        _add_at(array(acc), array(index), array(values), w)
+
+
+@kernel
+def _fit(
+    v: Array, packed: Array, width: Number, starts: Array, lows: Array, steps: Array, out: Array
+) -> None:
+    codes = np.empty(_BLOCK, np.uint16)
+    values = np.empty(_CHUNK, np.float32)
+    lanes = np.empty(_LANES, np.float64)
+    above = np.zeros(out.size, np.float64)
+    below = np.zeros(out.size, np.float64)
+    g = 0
+    block_group = 0
+    for chunk in range(0, v.size, _CHUNK):
+        m = min(_CHUNK, v.size - chunk)
+        for at in range(0, m, _BLOCK):
+            block = values[at : min(m, at + _BLOCK)]
+            block_group = _decode_block(
+                packed, width, starts, lows, steps, chunk + at, block_group, codes, block
+            )
+        at = 0
+        while at < m:
+            while starts[g + 1] <= chunk + at:
+                g += 1
+            upto = min(m, starts[g + 1] - chunk)
+            x = values[at:upto]
+            below[g] += dot(x, x, chunk + at, lanes)
+            above[g] += dot(v[chunk + at : chunk + upto], x, chunk + at, lanes)
+            at = upto
+    for g in range(out.size):
+        out[g] = above[g] / below[g] if below[g] != 0 else 0.0
+
+
+def fit(
+    v: torch.Tensor,
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> torch.Tensor:
+    """Agrees bit for bit with `reference.fit`."""
+    checks.check_vector(v, starts)
+    checks.check_coded(packed, width, starts, lows, steps)
+    out = host.empty(starts.numel() - 1)
+    given = array(v), array(packed), width, array(starts), array(lows), array(steps)
+    _fit(*given, out.numpy())
+    return out

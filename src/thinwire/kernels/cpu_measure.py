@@ -1,0 +1,177 @@
+"""Measures of each group in Numba: norms, extrema, and whether everything is finite.
+
+Sums run over lanes of float64 in chunks, so they vectorise, have one order, and chunks may be
+summed at the same time: piece (g, c) of group g in chunk c has the slot g + c of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from thinwire import host
+from thinwire.kernels import checks, reference
+from thinwire.kernels.numba_support import Array, Number, array, bits, kernel
+from thinwire.kernels.parallel import each_stretch
+
+_LANES = reference.LANES
+_CHUNK = reference.CHUNK
+_MAGNITUDE = np.uint32(reference.MAGNITUDE)
+_INFINITY = np.uint32(0x7F800000)
+_FLOAT32_MAX = reference.FLOAT32_MAX
+_L1, _L2, _MAX = range(3)
+
+
+@kernel
+def largest_magnitude(bits: Array) -> Number:
+    """Returns the largest magnitude as its bits, uint32."""
+    largest = np.uint32(0)
+    for i in range(bits.size):
+        largest = max(largest, np.uint32(bits[i] & _MAGNITUDE))
+    return largest
+
+
+@kernel
+def _first_nonfinite(bits: Array, starts: Array) -> Number:
+    for g in range(starts.size - 1):
+        if largest_magnitude(bits[starts[g] : starts[g + 1]]) >= _INFINITY:
+            return g
+    return -1
+
+
+def first_nonfinite(u: torch.Tensor, starts: torch.Tensor) -> int:
+    """Agrees with `reference.first_nonfinite`."""
+    checks.check_vector(u, starts)
+    return int(_first_nonfinite(bits(u), array(starts)))
+
+
+@kernel
+def total(lanes: Array) -> Number:
+    """Adds up the lanes, from 0 on."""
+    answer = 0.0
+    for j in range(_LANES):
+        answer += lanes[j]
+    return answer
+
+
+@kernel
+def dot(a: Array, b: Array, first: Number, lanes: Array) -> Number:
+    """Returns <a, b> of one piece that begins at flat position `first`, in float64."""
+    lanes[:] = 0.0
+    head = min(a.size, -first % _LANES)
+    for i in range(head):
+        lanes[(first + i) % _LANES] += np.float64(a[i]) * np.float64(b[i])
+    whole = head + (a.size - head) // _LANES * _LANES
+    for i in range(head, whole, _LANES):
+        x = a[i : i + _LANES]
+        y = b[i : i + _LANES]
+        for j in range(_LANES):
+            lanes[j] += np.float64(x[j]) * np.float64(y[j])
+    for i in range(whole, a.size):
+        lanes[i - whole] += np.float64(a[i]) * np.float64(b[i])
+    return total(lanes)
+
+
+@kernel
+def _sum_of_magnitudes(a: Array, first: Number, lanes: Array) -> Number:
+    lanes[:] = 0.0
+    head = min(a.size, -first % _LANES)
+    for i in range(head):
+        lanes[(first + i) % _LANES] += abs(np.float64(a[i]))
+    whole = head + (a.size - head) // _LANES * _LANES
+    for i in range(head, whole, _LANES):
+        x = a[i : i + _LANES]
+        for j in range(_LANES):
+            lanes[j] += abs(np.float64(x[j]))
+    for i in range(whole, a.size):
+        lanes[i - whole] += abs(np.float64(a[i]))
+    return total(lanes)
+
+
+@kernel
+def group_of(starts: Array, position: Number) -> Number:
+    """Returns the group that holds a position."""
+    return np.searchsorted(starts, position, side="right") - 1
+
+
+@kernel
+def _measure(
+    v: Array, bits: Array, starts: Array, kind: Number, low: Number, high: Number, slots: Array
+) -> None:
+    lanes = np.empty(_LANES, np.float64)
+    g = group_of(starts, low)
+    at = low
+    while at < high:
+        while starts[g + 1] <= at:
+            g += 1
+        chunk = at // _CHUNK
+        upto = min(high, starts[g + 1], (chunk + 1) * _CHUNK)
+        x = v[at:upto]
+        if kind == _MAX:
+            slots[g + chunk] = np.float64(largest_magnitude(bits[at:upto]))
+        elif kind == _L1:
+            slots[g + chunk] = _sum_of_magnitudes(x, at, lanes)
+        else:
+            slots[g + chunk] = dot(x, x, at, lanes)
+        at = upto
+
+
+@kernel
+def _combine(slots: Array, starts: Array, kind: Number, out: Array) -> None:
+    raw = out.view(np.uint32)
+    for g in range(out.size):
+        norm = 0.0
+        if starts[g + 1] > starts[g]:
+            for chunk in range(starts[g] // _CHUNK, (starts[g + 1] - 1) // _CHUNK + 1):
+                part = slots[g + chunk]
+                norm = max(norm, part) if kind == _MAX else norm + part
+        if kind == _MAX:
+            raw[g] = np.uint32(norm)
+            continue
+        norm = norm if kind == _L1 else np.sqrt(norm)
+        out[g] = _FLOAT32_MAX if _FLOAT32_MAX < norm < np.inf else norm
+
+
+def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
+    """Agrees bit for bit with `reference.norms`."""
+    checks.check_vector(v, starts)
+    checks.check_kind(kind)
+    out = host.empty(starts.numel() - 1)
+    place = checks.KINDS.index(kind)
+    a, raw, cuts = array(v), bits(v), array(starts)
+    slots = np.empty(out.numel() + v.numel() // _CHUNK + 1, np.float64)
+    each_stretch(v.numel(), lambda low, high: _measure(a, raw, cuts, place, low, high, slots))
+    _combine(slots, cuts, place, out.numpy())
+    return out
+
+
+@kernel
+def _extrema(v: Array, starts: Array, lows: Array, highs: Array) -> None:
+    # Lanes again: without fast math a plain minimum does not vectorise.
+    low = np.empty(_LANES, np.float32)
+    high = np.empty(_LANES, np.float32)
+    for g in range(lows.size):
+        a = v[starts[g] : starts[g + 1]]
+        low[:] = a[0] if a.size else np.float32(0)
+        high[:] = low
+        whole = a.size // _LANES * _LANES
+        for i in range(0, whole, _LANES):
+            x = a[i : i + _LANES]
+            for j in range(_LANES):
+                low[j] = x[j] if x[j] < low[j] else low[j]
+            for j in range(_LANES):
+                high[j] = x[j] if x[j] > high[j] else high[j]
+        for i in range(whole, a.size):
+            low[0] = min(low[0], a[i])
+            high[0] = max(high[0], a[i])
+        # Adding +0.0 turns -0.0 into +0.0.
+        lows[g] = low.min() + np.float32(0)
+        highs[g] = high.max() + np.float32(0)
+
+
+def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Agrees bit for bit with `reference.extrema`."""
+    checks.check_vector(v, starts)
+    lows, highs = host.empty(starts.numel() - 1), host.empty(starts.numel() - 1)
+    _extrema(array(v), array(starts), lows.numpy(), highs.numpy())
+    return lows, highs

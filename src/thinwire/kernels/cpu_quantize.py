@@ -1,0 +1,205 @@
+"""Stochastic rounding in Numba: rounded in the cache and packed before the next block comes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from thinwire import host
+from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_codes import put_block
+from thinwire.kernels.cpu_measure import group_of
+from thinwire.kernels.cpu_words import halves, word
+from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.parallel import each_stretch
+from thinwire.kernels.reference import Key
+
+_BLOCK = reference.BLOCK
+_PAIR = reference.PAIR
+_LOW = np.uint32(0xFFFF)
+_SHIFT = np.uint32(7)
+_HALFWAY = np.uint32(0x3F800040)
+_ONE = np.float32(1)
+
+
+@kernel
+def _place(position: Number) -> Number:
+    """Returns the number of the word that the entry at this position draws from."""
+    return np.uint32(position // (2 * _PAIR) * _PAIR + position % _PAIR)
+
+
+@kernel
+def _uniform_bits(half: Number) -> Number:
+    """Returns the bits of 1 + r, r the uniform number of these 16 random bits."""
+    return np.uint32(np.uint32(half << _SHIFT) | _HALFWAY)
+
+
+@kernel
+def _fill_uniforms(first: Number, k0: Number, k1: Number, out: Array) -> None:
+    """Writes 1 + r for out.size entries from flat position `first` on, r the uniform numbers."""
+    raw = out.view(np.uint32)
+    n = out.size
+    at = 0
+    while at < n:
+        position = first + at
+        base = _place(position)
+        if position % (2 * _PAIR) == 0 and at + 2 * _PAIR <= n:
+            low = raw[at : at + _PAIR]
+            high = raw[at + _PAIR : at + 2 * _PAIR]
+            for j in range(_PAIR):
+                w = word(np.uint32(base + np.uint32(j)), k0, k1)
+                low[j] = _uniform_bits(np.uint32(w & _LOW))
+                high[j] = _uniform_bits(np.uint32(w >> np.uint32(16)))
+            at += 2 * _PAIR
+            continue
+        # The rest of one half: its entries draw from words that follow each other.
+        upto = min(n, at + _PAIR - position % _PAIR)
+        part = raw[at:upto]
+        lower = position // _PAIR % 2 == 0
+        for j in range(part.size):
+            w = word(np.uint32(base + np.uint32(j)), k0, k1)
+            part[j] = _uniform_bits(np.uint32(w & _LOW) if lower else np.uint32(w >> np.uint32(16)))
+        at = upto
+
+
+@kernel
+def _round_signed(x: Array, norm: Number, top: Number, r: Array, codes: Array) -> None:
+    levels = np.int32(top)
+    if norm == 0:
+        codes[:] = levels
+        return
+    lift = np.float32(2.0**100) if norm < np.float32(2.0**-100) else _ONE
+    rate = np.float32(top / np.float32(norm * lift))
+    if lift != _ONE:
+        for j in range(x.size):
+            z = np.float32(np.float32(x[j] * lift) * rate)
+            q = np.floor(np.float32(z + np.float32(r[j] - _ONE)))
+            q = q if q < top else top
+            q = q if q > -top else -top
+            codes[j] = np.uint16(np.int32(q) + levels)
+        return
+    for j in range(x.size):
+        q = np.floor(np.float32(np.float32(x[j] * rate) + np.float32(r[j] - _ONE)))
+        q = q if q < top else top
+        q = q if q > -top else -top
+        codes[j] = np.uint16(np.int32(q) + levels)
+
+
+@kernel
+def _quantize(
+    v: Array, starts: Array, norms: Array, top: Number, width: Number,
+    k0: Number, k1: Number, low: Number, high: Number, out: Array,
+) -> None:  # fmt: skip
+    scratch = np.empty(_BLOCK, np.uint16)
+    uniforms = np.empty(_BLOCK, np.float32)
+    g = group_of(starts, low)
+    for first in range(low, high, _BLOCK):
+        m = min(_BLOCK, high - first)
+        _fill_uniforms(first, k0, k1, uniforms[:m])
+        at = 0
+        while at < m:
+            while starts[g + 1] <= first + at:
+                g += 1
+            upto = min(m, starts[g + 1] - first)
+            x = v[first + at : first + upto]
+            _round_signed(x, norms[g], top, uniforms[at:upto], scratch[at:upto])
+            at = upto
+        put_block(scratch[:m], width, out[first // 8 * width :])
+
+
+def quantize(
+    v: torch.Tensor, starts: torch.Tensor, norms: torch.Tensor, levels: int, key: Key
+) -> torch.Tensor:
+    """Agrees bit for bit with `reference.quantize`."""
+    checks.check_vector(v, starts)
+    checks.check_per_group(starts, norms)
+    checks.check_levels(levels)
+    width, top = (2 * levels).bit_length(), np.float32(levels)
+    out = host.empty(checks.packed_bytes(v.numel(), width), torch.uint8)
+    given, data = (array(v), array(starts), array(norms), top, width, *halves(key)), out.numpy()
+    each_stretch(v.numel(), lambda low, high: _quantize(*given, low, high, data))
+    return out
+
+
+@kernel
+def _round_up(x: Array, lo: Number, step: Number, top: Number, r: Array, codes: Array) -> None:
+    c = np.float32(0.5) if step >= _ONE else _ONE
+    width = np.float32(step * c)
+    origin = np.float32(lo * c)
+    if width == 0:
+        codes[:] = 0
+        return
+    zero = np.float32(0)
+    for j in range(x.size):
+        y = np.float32(np.float32(np.float32(x[j] * c) - origin) / width)
+        y = y if y > zero else zero
+        y = y if y < top else top
+        y = np.floor(np.float32(y + np.float32(r[j] - _ONE)))
+        codes[j] = np.uint16(np.int32(y if y < top else top))
+
+
+@kernel
+def _quantize_levels(
+    v: Array, starts: Array, lo: Array, step: Array, top: Number, width: Number,
+    k0: Number, k1: Number, low: Number, high: Number, out: Array,
+) -> None:  # fmt: skip
+    scratch = np.empty(_BLOCK, np.uint16)
+    uniforms = np.empty(_BLOCK, np.float32)
+    g = group_of(starts, low)
+    for first in range(low, high, _BLOCK):
+        m = min(_BLOCK, high - first)
+        _fill_uniforms(first, k0, k1, uniforms[:m])
+        at = 0
+        while at < m:
+            while starts[g + 1] <= first + at:
+                g += 1
+            upto = min(m, starts[g + 1] - first)
+            x = v[first + at : first + upto]
+            _round_up(x, lo[g], step[g], top, uniforms[at:upto], scratch[at:upto])
+            at = upto
+        put_block(scratch[:m], width, out[first // 8 * width :])
+
+
+def quantize_levels(
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    lo: torch.Tensor,
+    step: torch.Tensor,
+    levels: int,
+    key: Key,
+) -> torch.Tensor:
+    """Agrees bit for bit with `reference.quantize_levels`."""
+    checks.check_vector(v, starts)
+    checks.check_per_group(starts, lo, step)
+    checks.check_unsigned_levels(levels)
+    width, top = levels.bit_length(), np.float32(levels)
+    out = host.empty(checks.packed_bytes(v.numel(), width), torch.uint8)
+    given = array(v), array(starts), array(lo), array(step), top, width, *halves(key)
+    data = out.numpy()
+    each_stretch(v.numel(), lambda low, high: _quantize_levels(*given, low, high, data))
+    return out
+
+
+@kernel
+def _signs(v: Array, low: Number, high: Number, out: Array) -> None:
+    for first in range(low, high, _BLOCK):
+        x = v[first : min(high, first + _BLOCK)]
+        bytes_ = out[first // 8 : first // 8 + (x.size + 7) // 8]
+        S = bytes_.size
+        for row in range(8):
+            part = x[min(x.size, row * S) : min(x.size, (row + 1) * S)]
+            bit = np.uint8(1 << row)
+            if row == 0:
+                for j in range(S):
+                    bytes_[j] = bit if part[j] >= np.float32(0) else np.uint8(0)
+            else:
+                for j in range(part.size):
+                    bytes_[j] |= bit if part[j] >= np.float32(0) else np.uint8(0)
+
+
+def signs(v: torch.Tensor) -> torch.Tensor:
+    """Agrees bit for bit with `reference.signs`."""
+    out = host.empty(checks.packed_bytes(v.numel(), 1), torch.uint8)
+    a, data = array(v), out.numpy()
+    each_stretch(v.numel(), lambda low, high: _signs(a, low, high, data))
+    return out

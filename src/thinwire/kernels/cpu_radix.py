@@ -1,0 +1,118 @@
+"""The k largest of some keys, exactly: bit by bit where a cache holds them, or by histogram."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thinwire.kernels.numba_support import Array, Number, kernel
+
+_BLOCK = 32
+_CACHED = 1 << 19
+
+
+@kernel
+def _holds(bits: Array, mask: Number, shift: Number, prefix: Number) -> Number:
+    found = False
+    for j in range(bits.size):
+        found |= np.uint32(np.uint32(bits[j] & mask) >> shift) == prefix
+    return found
+
+
+@kernel
+def threshold(bits: Array, mask: Number, k: Number, histogram: Array) -> Number:
+    """Finds the bin of keys that holds the k-th largest, for 0 < k <= bits.size.
+
+    Returns:
+        The bin's lowest key, how many low bits its keys may differ in, and how many of the k
+        largest lie in it: all of its keys, or the first so many of keys that are equal.
+    """
+    if bits.size > _CACHED:
+        return _by_histogram(bits, mask, k, histogram)
+    # Bit by bit from the top: a bit is set where k keys are still as large.
+    edge = np.uint32(0)
+    above = 0
+    shift = 32
+    while shift > 0:
+        shift -= 1
+        tried = np.uint32(edge | np.uint32(np.uint32(1) << np.uint32(shift)))
+        if tried > mask:
+            continue
+        count = np.int32(0)
+        for j in range(bits.size):
+            count += np.int32(np.uint32(bits[j] & mask) >= tried)
+        if count >= k:
+            edge = tried
+        else:
+            above = np.int64(count)
+        if count == k:
+            return edge, shift, k - above
+    return edge, 0, k - above
+
+
+@kernel
+def _by_histogram(bits: Array, mask: Number, k: Number, histogram: Array) -> Number:
+    """Finds the same as `threshold`, for keys that no cache holds: two passes at most."""
+    prefix = np.uint32(0)
+    shift = 32
+    need = k
+    while shift > 0:
+        step = 16
+        below = np.uint32(shift - step)
+        bins = 1 << step
+        low = np.uint32(bins - 1)
+        histogram[:bins] = 0
+        if shift == 32:
+            for j in range(bits.size):
+                histogram[np.uint32(bits[j] & mask) >> below] += 1
+        else:
+            above = np.uint32(shift)
+            for at in range(0, bits.size, _BLOCK):
+                block = bits[at : at + _BLOCK]
+                if _holds(block, mask, above, prefix):
+                    for j in range(block.size):
+                        key = np.uint32(block[j] & mask)
+                        if np.uint32(key >> above) == prefix:
+                            histogram[np.uint32(key >> below) & low] += 1
+        chosen = bins - 1
+        while histogram[chosen] < need:
+            need -= histogram[chosen]
+            chosen -= 1
+        prefix = np.uint32(np.uint32(prefix << np.uint32(step)) | np.uint32(chosen))
+        shift -= step
+        if histogram[chosen] == need:
+            break
+    return np.uint32(prefix << np.uint32(shift)), shift, need
+
+
+@kernel
+def collect(
+    bits: Array, mask: Number, k: Number, histogram: Array, first: Number, out: Array
+) -> None:
+    """Writes the flat indices of the k largest keys, ties by lower index, to out, of size k."""
+    if k == bits.size:
+        for j in range(k):
+            out[j] = first + j
+        return
+    if k == 0:
+        return
+    edge, shift, quota = threshold(bits, mask, k, histogram)
+    last = np.uint32(edge + np.uint32((np.int64(1) << shift) - 1))
+    m = 0
+    for at in range(0, bits.size, _BLOCK):
+        block = bits[at : at + _BLOCK]
+        largest = np.uint32(0)
+        for j in range(block.size):
+            largest = max(largest, np.uint32(block[j] & mask))
+        if largest < edge:
+            continue
+        for j in range(block.size):
+            key = np.uint32(block[j] & mask)
+            if key > last:
+                out[m] = first + at + j
+                m += 1
+            elif key >= edge and quota > 0:
+                quota -= 1
+                out[m] = first + at + j
+                m += 1
+                if m == k:
+                    return

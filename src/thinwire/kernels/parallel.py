@@ -1,0 +1,52 @@
+"""Chunk-parallel work: the flat positions below n, in stretches, on as many threads as torch has.
+
+Kernels hold no interpreter lock, so a thread pool is all it takes; how the positions are cut
+changes no bit of any result.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import torch
+
+from thinwire.kernels.reference import CHUNK
+
+ALONE = 1 << 20
+"""Fewer positions than these are done by one thread: a second one would start too late."""
+
+
+def stretches(n: int) -> list[tuple[int, int]]:
+    """Returns the stretches that n positions are cut into: one a thread, at multiples of a chunk.
+
+    Example:
+        >>> stretches(7)
+        [(0, 7)]
+    """
+    threads = torch.get_num_threads() if n >= ALONE else 1
+    edges = [n * t // threads // CHUNK * CHUNK for t in range(threads)] + [n]
+    return [(low, high) for low, high in pairwise(edges) if high > low]
+
+
+def each_stretch(n: int, work: Callable[[int, int], None]) -> None:
+    """Calls work(low, high) for every stretch of n positions, side by side where there are several.
+
+    Args:
+        n: positions.
+        work: does the positions low to high - 1.
+    """
+    cut = stretches(n)
+    if len(cut) < 2:
+        for stretch in cut:
+            work(*stretch)
+        return
+    # Every result is asked for, so that what a thread raises is raised here.
+    list(_pool(len(cut)).map(lambda stretch: work(*stretch), cut))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="thinwire-kernels")
