@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.value import Value, in_range
 
 OuterState = dict[str, Tensor]
@@ -62,7 +63,8 @@ class Average(Outer):
     def step(
         self, anchor: Tensor, direction: Tensor, state: OuterState
     ) -> tuple[Tensor, OuterState]:
-        return torch.sub(anchor, direction, alpha=self.lr), state
+        moved = direction if self.lr == 1 else direction * host.float_(self.lr)
+        return anchor - moved, state
 
 
 @dataclass(frozen=True, repr=False)

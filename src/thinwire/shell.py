@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from thinwire import checkpoint, flat, parameters
+from thinwire import checkpoint, flat, kernels, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
 from thinwire.exchange import Exchange, Here, NoFeedback, Server
@@ -19,6 +19,7 @@ from thinwire.exchange.agree import agree, broadcast, hello
 from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
 from thinwire.keys import Key
+from thinwire.lean import fits, lean_round
 from thinwire.outer import Average, Outer
 from thinwire.parameters import Buffers, Given
 from thinwire.round import RoundState, one_round
@@ -331,17 +332,17 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
-        before, anchor = self.stats.totals(), self._state.anchor
+        before = self.stats.totals()
         began, cleared, lr = self._cleared_at_drop()
-        params = flat.read(self._params)
-        held = flat.as_held(anchor, self._params)
-        if held is not anchor:
-            # The parameters began as the anchor rounded to their dtype: that rounding is no
-            # progress, so it must not be said.
-            params = anchor - (held - params)
-        state = yield from one_round(began, params, self.exchange, self.outer, self._here())
-        yield from self._share_buffers()
-        flat.write(state.anchor, self._params)
+        shared = yield from self._shared_buffers()
+        if self._lean:
+            state = yield from lean_round(
+                began, self._params, self.exchange, self.outer, self._here()
+            )
+        else:
+            state = yield from self._dense_round(began)
+            flat.write(state.anchor, self._params)
+        flat.write(shared, self._buffers)
         local_steps, round = self._local, began.round
         self._state, self._local, self._lr = state, 0, lr
         if self.on_round is not None:
@@ -350,21 +351,37 @@ class LocalSGD(torch.optim.Optimizer):
             )
             self.on_round(RoundReport(round, local_steps, uplink, sent, received, cleared))
 
-    def _share_buffers(self) -> Generator[Ask, Answer, None]:
-        if not self._buffers:
-            return
+    def _dense_round(self, began: RoundState) -> Generator[Ask, Answer, RoundState]:
+        anchor = began.anchor
+        params = flat.read(self._params)
+        held = flat.as_held(anchor, self._params)
+        if held is not anchor:
+            # The parameters began as the anchor rounded to their dtype: that rounding is no
+            # progress, so it must not be said.
+            params = anchor - (held - params)
+        state = yield from one_round(began, params, self.exchange, self.outer, self._here())
+        return state
+
+    @property
+    def _lean(self) -> bool:
+        fast = kernels.active().name == "cpu"
+        return fast and fits(self.compressor, self.exchange, self.outer, self._params)
+
+    def _shared_buffers(self) -> Generator[Ask, Answer, Tensor]:
         own = flat.read(self._buffers)
+        if not self._buffers:
+            return own
         if self.buffers == "broadcast":
             shared = yield from broadcast(
                 own, self._run, self._state.round, BUFFER_PART, self._rank, self._N
             )
-        else:
-            here = replace(
-                self._here(), compressor=Identity(), spans=self._buffer_spans, part=BUFFER_PART
-            )
-            mean = Server(NoFeedback())
-            shared, _ = yield from mean.round(torch.zeros_like(own), own, {}, here)
-        flat.write(shared, self._buffers)
+            return shared
+        here = replace(
+            self._here(), compressor=Identity(), spans=self._buffer_spans, part=BUFFER_PART
+        )
+        mean = Server(NoFeedback())
+        shared, _ = yield from mean.round(torch.zeros_like(own), own, {}, here)
+        return shared
 
     def _cleared_at_drop(self) -> tuple[RoundState, bool, float]:
         lr, before, fraction = self._learning_rate(), self._lr, self.clear_residual_at_drop

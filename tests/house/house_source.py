@@ -15,7 +15,7 @@ ROOMS = (
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("outer", "stats", "round", "schedule"),
+    ("outer", "stats", "round", "lean", "schedule"),
     ("checkpoint", "parameters", "shell", "presets", "simulate"),
     ("names",),
     ("door",),

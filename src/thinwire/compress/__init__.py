@@ -1,10 +1,11 @@
 """Operators that say a vector in fewer bytes: one file, one operator."""
 
-from thinwire.compress.base import Codes, Compressor, Payload
+from thinwire.compress.base import Compressor
 from thinwire.compress.halves import Chain, Quantizer, Sparsifier
 from thinwire.compress.identity import Identity
 from thinwire.compress.layout import Layout
 from thinwire.compress.levels import Levels
+from thinwire.compress.payload import Codes, Payload
 from thinwire.compress.qsgd import QSGD
 from thinwire.compress.randk import RandK
 from thinwire.compress.rotated import Rotated

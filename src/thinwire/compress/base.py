@@ -10,7 +10,6 @@ message needs is written once, here, and an operator is one page.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,10 @@ from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.compress.layout import Layout, Scope, cut, sums_within
+from thinwire.compress.payload import Codes, Kept, Payload
 from thinwire.errors import ConfigError
 from thinwire.flat import Spans, starts_of
+from thinwire.kernels import Owed
 from thinwire.keys import Key
 from thinwire.value import Value
 
@@ -30,71 +31,7 @@ if TYPE_CHECKING:
 SELECTION, ROUNDING, ROTATION = range(3)
 """The draws a compressor may make of one key."""
 
-
-@dataclass(frozen=True, eq=False)
-class Codes:
-    """Quantized values: one small whole number an entry, and the scales of each block.
-
-    Args:
-        packed: the codes as the wire holds them, uint8.
-        n: how many codes.
-        width: bits of a code.
-        scales: (B, c) float32, c scales a block.
-    """
-
-    packed: Tensor
-    n: int
-    width: int
-    scales: Tensor
-
-    @property
-    def codes(self) -> Tensor:
-        """The codes themselves, (n,) int32 in [0, 2**width)."""
-        return kernels.active().unpack(self.packed, self.n, self.width)
-
-
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """What codes stand for: float32(low + code step), one low and one step a block.
-
-    Args:
-        blocks: (B + 1,) int64, where each block starts.
-        lows: (B,) float64.
-        steps: (B,) float64.
-    """
-
-    blocks: Tensor
-    lows: Tensor
-    steps: Tensor
-
-    @staticmethod
-    def around_zero(blocks: Tensor, units: Tensor, offset: int) -> Steps:
-        """Returns the steps of codes that mean (code - offset) unit.
-
-        Args:
-            blocks: (B + 1,) int64.
-            units: (B,) float32.
-            offset: the code of zero.
-        """
-        steps = units.double()
-        return Steps(blocks, -offset * steps, steps)
-
-
-@dataclass(frozen=True, eq=False)
-class Payload:
-    """What one worker says in one round, as tensors; the wire packs it into a frame's body.
-
-    Args:
-        layout: how the message is cut.
-        index: (n,) int64 ascending positions in the flat vector, or None for every entry.
-        values: (n,) float32, or `Codes`.
-        key: the key it was compressed under.
-    """
-
-    layout: Layout
-    index: Tensor | None
-    values: Tensor | Codes
-    key: Key
+_FLOAT32 = torch.float32
 
 
 class Compressor(Value, ABC):
@@ -187,14 +124,28 @@ class Compressor(Value, ABC):
         Raises:
             ConfigError: u has another length than the spans.
         """
+        return self.payload_of(self.keep(u, key, spans))
+
+    def keep(self, u: Tensor | Owed, key: Key, spans: Spans | None = None) -> Kept:
+        """Returns what is kept of u, before it is quantized: the first half of `compress`.
+
+        Args:
+            u: (d,) float32, or what it is formed of.
+            key: names the randomness.
+            spans: the tensors; None for one plain vector.
+        """
         at = self.layout(Spans.of(len(u)) if spans is None else spans)
-        if u.shape != (at.d,) or u.dtype != torch.float32:
-            raise ConfigError(f"u is {u.dtype} {tuple(u.shape)}; expected float32 ({at.d},)")
-        index = self.sparsifier.select(u, at, key)
-        v = u
-        if index is not None:
-            v = self.sparsifier.weigh(kernels.active().gather(u, index), at)
-        return Payload(at, index, self.quantizer.encode(v, at, key), key)
+        if len(u) != at.d or (isinstance(u, Tensor) and (u.shape, u.dtype) != ((at.d,), _FLOAT32)):
+            found = f"{u.dtype} {tuple(u.shape)}" if isinstance(u, Tensor) else f"of {len(u)}"
+            raise ConfigError(f"u is {found}; expected float32 ({at.d},)")
+        index, v = self.sparsifier.take(u, at, key)
+        return Kept(at, index, v, key)
+
+    def payload_of(self, kept: Kept) -> Payload:
+        """Returns the payload of what is kept: the second half of `compress`."""
+        at, key = kept.layout, kept.key
+        v = self.sparsifier.weigh(kept.values, at)
+        return Payload(at, kept.index, self.quantizer.encode(v, at, key), key)
 
     def decompress(self, payload: Payload) -> Tensor:
         """Returns C(u), dense.

@@ -13,9 +13,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.base import Codes, Compressor, Steps
+from thinwire.compress.base import Compressor
 from thinwire.compress.layout import SCALES, Layout, Scope, pieces
+from thinwire.compress.payload import Codes, Steps
 from thinwire.errors import ConfigError
+from thinwire.kernels import Owed
 from thinwire.keys import Key
 from thinwire.value import one_of, whole
 
@@ -25,6 +27,8 @@ class Sparsifier(Compressor):
 
     says_index: ClassVar[bool] = True
     drops: ClassVar[bool] = True
+    sees_nonfinite: ClassVar[bool] = False
+    """Whether a vector that holds a NaN or an infinity has one among its kept entries."""
     scope: Scope | None
     chunk: int
 
@@ -48,6 +52,13 @@ class Sparsifier(Compressor):
     @abstractmethod
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor | None:
         """Returns the kept positions, (n,) int64 ascending, or None for all of them."""
+
+    def take(self, u: Tensor | Owed, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
+        """Returns the kept positions and u there, (n,) float32."""
+        table = kernels.active()
+        vector = table.owe(u) if isinstance(u, Owed) else u
+        index = self.select(vector, at, key)
+        return index, vector if index is None else table.gather(vector, index)
 
     def shrinks_group(self, kept: int, length: int, quantizer: Quantizer) -> float:
         """Returns the contraction of keeping `kept` of `length` entries, then quantizing them.
@@ -154,6 +165,7 @@ class Everything(Sparsifier):
 
     says_index: ClassVar[bool] = False
     drops: ClassVar[bool] = False
+    sees_nonfinite: ClassVar[bool] = True
     drops_biased: ClassVar[bool] = False
     scope: ClassVar[Scope | None] = None  # type: ignore[misc]
     chunk: ClassVar[int] = 4096  # type: ignore[misc]

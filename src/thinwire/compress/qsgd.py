@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.base import ROUNDING, Codes, Steps
+from thinwire.compress.base import ROUNDING
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import SCALES, Layout, Scope
+from thinwire.compress.payload import Codes, Steps
 from thinwire.errors import ConfigError
 from thinwire.keys import Key
 from thinwire.value import one_of, whole

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.base import ROTATION, Codes
+from thinwire.compress.base import ROTATION
 from thinwire.compress.halves import Quantizer, decoded
 from thinwire.compress.layout import SCALES, Layout, Scope
 from thinwire.compress.levels import encode_levels, steps_of
+from thinwire.compress.payload import Codes
 from thinwire.keys import Key
 from thinwire.value import one_of, whole
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.base import Codes, Steps
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import Layout, Scope
+from thinwire.compress.payload import Codes, Steps
 from thinwire.keys import Key
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from thinwire.compress.base import Codes, Steps
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import Layout, Scope
+from thinwire.compress.payload import Codes, Steps
 from thinwire.compress.qsgd import QSGD
 from thinwire.keys import Key
 

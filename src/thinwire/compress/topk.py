@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from thinwire import kernels
 from thinwire.compress.halves import Sparsifier
 from thinwire.compress.kept import check_kept, kept_of
 from thinwire.compress.layout import Layout, Scope
+from thinwire.kernels import Owed
 from thinwire.keys import Key
 
 
@@ -41,6 +43,7 @@ class TopK(Sparsifier):
     Differs: the paper's gamma is the same k/d; `scope` and `small_dense` are ours.
     """
 
+    sees_nonfinite: ClassVar[bool] = True
     k: int | None = None
     density: float | None = None
     scope: Scope = "tensor"
@@ -59,3 +62,8 @@ class TopK(Sparsifier):
 
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor:
         return kernels.active().topk(u, at.groups, at.counts)
+
+    def take(self, u: Tensor | Owed, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
+        if isinstance(u, Owed):
+            return kernels.active().pick(u, at.groups, at.counts)
+        return super().take(u, at, key)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from thinwire import host, kernels
-from thinwire.compress import Compressor
+from thinwire.compress import Compressor, Payload
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Here, Memory
 from thinwire.flat import Spans
+from thinwire.kernels import Owed
 from thinwire.value import Value, in_range, one_of
 from thinwire.wire.body import pack
 from thinwire.wire.frame import HEADER, Kind
@@ -26,11 +27,13 @@ class Saying:
 
     Args:
         frame: the bytes: a SAID, or an ALARM where u is not finite.
+        payload: what the frame says; None where it is an ALARM.
         residual: u - said, what is still owed; None where feedback is off.
     """
 
     frame: bytes
-    residual: Tensor | None
+    payload: Payload | None = None
+    residual: Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +60,8 @@ class Feedback(Value):
 
     def owed(self, delta: Tensor, mem: Memory) -> Tensor:
         """Returns u = delta + decay m, what is not yet said, as a vector of its own."""
-        return torch.add(delta, mem["residual"], alpha=self.decay)
+        m = mem["residual"]
+        return delta + (m if self.decay == 1 else m * host.float_(self.decay))
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,26 +116,55 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
         feedback: whether and how the residual is kept.
     """
     u = feedback.owed(delta, mem)
-    broken = kernels.active().first_nonfinite(u, here.spans.starts)
-    if broken >= 0:
-        return alarm(broken, here)
+    saying = say_owed(u, here)
+    if saying.payload is None or isinstance(feedback, NoFeedback):
+        return saying
+    here.compressor.remove(u, saying.payload)
+    return replace(saying, residual=u)
+
+
+def say_owed(u: Tensor | Owed, here: Here) -> Saying:
+    """Returns the message that says C(u), or the alarm that u is not finite; u is left alone.
+
+    Args:
+        u: (d,) float32, or what it is formed of.
+        here: where this worker stands.
+    """
     C = here.compressor
-    payload = C.compress(u, here.key, here.spans)
-    said = C.values(payload)
-    if not bool(said.isfinite().all()):
-        # Finite values whose rotation or rescaling is not.
-        dense = C.decompress(payload)
-        return alarm(kernels.active().first_nonfinite(dense, here.spans.starts), here)
-    frame = here.seal(Kind.SAID, pack(payload, C))
-    if isinstance(feedback, NoFeedback):
-        return Saying(frame, None)
-    kernels.active().accumulate(u, payload.index, said, -1.0)
-    return Saying(frame, residual=u)
+    broken = -1
+    if not C.sparsifier.sees_nonfinite:
+        u = kernels.active().owe(u) if isinstance(u, Owed) else u
+        broken = kernels.active().first_nonfinite(u, here.spans.starts)
+    kept = C.keep(u, here.key, here.spans) if broken < 0 else None
+    payload = None
+    if kept is not None:
+        broken = first_broken(kept.index, kept.values, here)
+    if kept is not None and broken < 0:
+        payload = C.payload_of(kept)
+        # Finite values whose rotation or rescaling may not be.
+        broken = first_broken(payload.index, C.values(payload), here)
+    if broken >= 0 or payload is None:
+        return alarm(broken, here)
+    return Saying(here.seal(Kind.SAID, pack(payload, C)), payload)
+
+
+def first_broken(index: Tensor | None, values: Tensor, here: Here) -> int:
+    """Returns the tensor of the first value that is not finite, -1 where all are.
+
+    Args:
+        index: (n,) int64 ascending positions, or None for every entry.
+        values: (n,) float32.
+        here: where this worker stands.
+    """
+    starts = here.spans.starts
+    if index is not None:
+        starts = torch.searchsorted(index, starts)
+    return kernels.active().first_nonfinite(values, starts)
 
 
 def alarm(tensor: int, here: Here) -> Saying:
     """Returns what is said in a message's place: that tensor is not finite."""
-    return Saying(here.seal(Kind.ALARM, tensor.to_bytes(ALARM_BODY, "little")), None)
+    return Saying(here.seal(Kind.ALARM, tensor.to_bytes(ALARM_BODY, "little")))
 
 
 def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from thinwire.kernels.checks import packed_bytes
+from thinwire.kernels.owed import Owed
 from thinwire.kernels.reference import Key, index_bytes_bound
 
-__all__ = ["NAMES", "Kernels", "Key", "active", "index_bytes_bound", "packed_bytes", "use"]
+__all__ = ["NAMES", "Kernels", "Key", "Owed", "active", "index_bytes_bound", "packed_bytes", "use"]
 
 NAMES = ("reference", "cpu")
 
@@ -32,6 +33,11 @@ class Kernels:
     words: Callable[[int, Key], Tensor]
     first_nonfinite: Callable[[Tensor, Tensor], int]
     topk: Callable[[Tensor, Tensor, Tensor], Tensor]
+    owe: Callable[[Owed], Tensor]
+    pick: Callable[[Owed, Tensor, Tensor], tuple[Tensor, Tensor]]
+    settle: Callable[[Owed, Tensor, Tensor], None]
+    scatter: Callable[[tuple[Tensor, ...], Tensor, Tensor], None]
+    land: Callable[[Tensor, tuple[Tensor, ...], int, float], None]
     gather: Callable[[Tensor, Tensor], Tensor]
     randk: Callable[[Tensor, Tensor, Key], Tensor]
     norms: Callable[[Tensor, Tensor, str], Tensor]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from thinwire.kernels.owed import Owed
+
 KINDS = ("l1", "l2", "max")
 
 
@@ -191,3 +193,25 @@ def check_inside(index: torch.Tensor, n: int) -> None:
         lo, hi = torch.aminmax(index)
         if int(lo) < 0 or int(hi) >= n:
             raise IndexError(f"index outside a vector of {n}")
+
+
+def check_owed(owed: Owed) -> None:
+    """Raises ValueError unless anchor, params and residual are of one length and known dtypes."""
+    d = owed.anchor.numel()
+    vectors = [owed.anchor] if owed.residual is None else [owed.anchor, owed.residual]
+    if any(v.shape != (d,) or not v.is_contiguous() for v in vectors):
+        raise ValueError("anchor and residual must be contiguous vectors of one length")
+    if any(v.dtype != torch.float32 for v in vectors):
+        raise ValueError("anchor and residual must be float32")
+    if sum(p.numel() for p in owed.params) != d:
+        raise ValueError(f"params have {sum(p.numel() for p in owed.params)} entries, not {d}")
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    if any(p.dtype not in known or p.device.type != "cpu" for p in owed.params):
+        raise ValueError("params must be float32, bfloat16 or float16 on the CPU")
+
+
+def check_plain(tensors: tuple[torch.Tensor, ...]) -> None:
+    """Raises ValueError unless every tensor is contiguous float32 on the CPU."""
+    for t in tensors:
+        if t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous():
+            raise ValueError("expected contiguous float32 tensors on the CPU")

@@ -18,10 +18,12 @@ from thinwire.kernels.cpu_codes import largest_code, pack, unpack
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
 from thinwire.kernels.cpu_index import decode_index, encode_index
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
+from thinwire.kernels.cpu_owed import land, owe, scatter, settle
 from thinwire.kernels.cpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.cpu_rotate import hadamard
-from thinwire.kernels.cpu_select import gather, topk
+from thinwire.kernels.cpu_select import gather, pick, topk
 from thinwire.kernels.cpu_words import randk, words
+from thinwire.kernels.owed import Owed
 
 __all__ = [
     "accumulate",
@@ -34,12 +36,17 @@ __all__ = [
     "fit",
     "gather",
     "hadamard",
+    "land",
     "largest_code",
     "norms",
+    "owe",
     "pack",
+    "pick",
     "quantize",
     "quantize_levels",
     "randk",
+    "scatter",
+    "settle",
     "signs",
     "topk",
     "unpack",
@@ -81,6 +88,11 @@ def _call_each() -> None:
     hadamard(hadamard(v, starts, padded, key, False), starts, padded, key, True)
     index = topk(v, starts, counts)
     gather(v, index)
+    owed = Owed(v.clone(), (v, v[:0].bfloat16()), host.zeros(3))
+    owe(owed)
+    settle(owed, *pick(owed, starts, counts))
+    scatter((v,), index, v[:2])
+    land(owed.anchor, (v,), 2, 1.0)
     decode_index(encode_index(index, counts, starts), counts, starts)
     accumulate(host.zeros(3), None, v, 1.0)
     accumulate(host.zeros(3), index, v[:2], 1.0)

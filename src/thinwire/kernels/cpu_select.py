@@ -7,17 +7,22 @@ too many), the group is selected by radix as a whole: slower, and never wrong.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_owed import NOTHING_OWED, load, read
 from thinwire.kernels.cpu_radix import collect, threshold
 from thinwire.kernels.numba_support import Array, Number, array, bits, kernel, trailing_zeros
+from thinwire.kernels.owed import Owed
 from thinwire.kernels.parallel import each_stretch, stretches
 
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _EVERY_BIT = np.uint32(reference.MASK32)
+_BLOCK = reference.BLOCK
 _LINE = 64
 _DRAWN = 16
 _LINES = 4096
@@ -25,50 +30,56 @@ _WHOLE = 256
 
 
 @kernel
-def _bound(group: Array, k: Number, sample: Array, histogram: Array) -> Number:
-    """Returns a key that most likely a few more than k keys reach, and how many may be expected."""
-    n = group.size
-    if k == 0:
-        return _EVERY_BIT, 0
-    if k == n or n <= _WHOLE:
-        return np.uint32(0), n
-    lines = min(_LINES, max(1, n // (8 * _DRAWN)))
-    drawn = sample[: lines * _DRAWN]
-    stride = n // lines
-    for line in range(lines):
-        part = group[line * stride : line * stride + _DRAWN]
-        room = drawn[line * _DRAWN : (line + 1) * _DRAWN]
-        for j in range(_DRAWN):
-            room[j] = part[j] & _MAGNITUDE
-    share = k * (drawn.size / n)
+def _expect(n: Number, k: Number, drawn: Number) -> Number:
+    """Returns which rank in a sample bounds the k largest of n, and the candidates to expect."""
+    share = k * (drawn / n)
     rank = np.int64(np.ceil(share + 4 * np.sqrt(share) + 4))
-    if rank >= drawn.size:
-        return np.uint32(0), n
-    key, _, _ = threshold(drawn, _MAGNITUDE, rank, histogram)
-    most = np.int64(1.5 * (rank + 4 * np.sqrt(np.float64(rank))) * n / drawn.size) + 64
-    return key, min(n, max(most, 2 * k))
+    most = np.int64(1.5 * (rank + 4 * np.sqrt(np.float64(rank))) * n / drawn) + 64
+    return rank, min(n, max(most, 2 * k))
 
 
 @kernel
-def _bounds(bits: Array, starts: Array, counts: Array, bounds: Array, most: Array) -> None:
+def _bounds(
+    plain: Array, owed: Any, starts: Array, counts: Array, bounds: Array, most: Array
+) -> None:
+    """Gives each group a key that most likely a few more than k keys reach, and their number."""
     sample = np.empty(_LINES * _DRAWN, np.uint32)
+    values = np.empty(_DRAWN, np.float32)
     histogram = np.empty(1 << 16, np.int64)
     for g in range(counts.size):
-        group = bits[starts[g] : starts[g + 1]]
-        bounds[g], most[g] = _bound(group, counts[g], sample, histogram)
+        n, k = starts[g + 1] - starts[g], counts[g]
+        bounds[g], most[g] = (np.uint32(0), n) if k else (_EVERY_BIT, 0)
+        lines = min(_LINES, n // (8 * _DRAWN))
+        rank, expected = _expect(max(n, 1), k, max(1, lines * _DRAWN))
+        if k in (0, n) or n <= _WHOLE or rank >= lines * _DRAWN:
+            continue
+        drawn = sample[: lines * _DRAWN]
+        stride = n // lines
+        for line in range(lines):
+            at = starts[g] + line * stride
+            room = drawn[line * _DRAWN : (line + 1) * _DRAWN]
+            if plain.size:
+                room[:] = plain[at : at + _DRAWN]
+            else:
+                load(owed, at, values)
+                room[:] = values.view(np.uint32)
+        bounds[g], _, _ = threshold(drawn, _MAGNITUDE, rank, histogram)
+        most[g] = expected
 
 
 @kernel
 def _candidates(
-    group: Array, first: Number, bound: Number, k: Number, index: Array, keys: Array
-) -> Number:
-    """Collects the keys above the bound and the first k that equal it; -1 where room runs out."""
-    m = 0
-    equal = 0
-    limit = bound
+    block: Array, first: Number, bound: Number, k: Number, m: Number, equal: Number,
+    index: Array, raw: Array,
+) -> Number:  # fmt: skip
+    """Goes on collecting entries above the bound and the first k that equal it.
+
+    Returns how many are there now, -1 where room ran out, and how many of them equal the bound.
+    """
+    limit = bound if equal < k else np.uint32(bound + np.uint32(1))
     room = index.size - _LINE
-    for at in range(0, group.size, _LINE):
-        line = group[at : at + _LINE]
+    for at in range(0, block.size, _LINE):
+        line = block[at : at + _LINE]
         hits = np.uint64(0)
         if line.size == _LINE:
             for j in range(_LINE):
@@ -81,47 +92,61 @@ def _candidates(
         if hits == 0:
             continue
         if m > room:
-            return -1
+            return -1, equal
         while hits:
             j = trailing_zeros(hits)
             hits &= hits - np.uint64(1)
             key = np.uint32(line[j] & _MAGNITUDE)
             if key >= limit:
                 index[m] = np.uint32(first + at + j)
-                keys[m] = key
+                raw[m] = line[j]
                 m += 1
                 if key == bound:
                     equal += 1
                     if equal == k:
                         limit = np.uint32(bound + np.uint32(1))
-    return m
+    return m, equal
 
 
 @kernel
 def _compact(
-    bits: Array, starts: Array, pieces: Array, owner: Array, bounds: Array, counts: Array,
-    offsets: Array, first: Number, last: Number, index: Array, keys: Array, found: Array,
+    plain: Array, owed: Any, pieces: Array, owner: Array, bounds: Array, counts: Array,
+    offsets: Array, first: Number, last: Number, index: Array, raw: Array, found: Array,
 ) -> None:  # fmt: skip
+    scratch = np.empty(_BLOCK, np.float32)
     for p in range(first, last):
         g = owner[p]
-        found[p] = 0
-        if counts[g]:
-            room = slice(offsets[p], offsets[p + 1])
-            group = bits[pieces[p] : pieces[p + 1]]
-            found[p] = _candidates(group, pieces[p], bounds[g], counts[g], index[room], keys[room])
+        m, equal = 0, 0
+        room = slice(offsets[p], offsets[p + 1])
+        at = pieces[p]
+        while at < pieces[p + 1] and counts[g] and m >= 0:
+            upto = min(at + _BLOCK, pieces[p + 1])
+            if plain.size:
+                upto = pieces[p + 1]
+                block = plain[at:upto]
+            else:
+                load(owed, at, scratch[: upto - at])
+                block = scratch[: upto - at].view(np.uint32)
+            m, equal = _candidates(
+                block, at, bounds[g], counts[g], m, equal, index[room], raw[room]
+            )
+            at = upto
+        found[p] = m
 
 
 @kernel
 def _finish(
-    bits: Array, starts: Array, counts: Array, owner: Array, offsets: Array,
-    index: Array, keys: Array, found: Array, out: Array,
+    plain: Array, owed: Any, starts: Array, counts: Array, owner: Array, offsets: Array,
+    index: Array, raw: Array, found: Array, out: Array, values: Array,
 ) -> None:  # fmt: skip
     histogram = np.empty(1 << 16, np.int64)
+    bits = values.view(np.uint32)
     at = 0
     p = 0
     for g in range(counts.size):
         k = counts[g]
         chosen = out[at : at + k]
+        there = bits[at : at + k]
         at += k
         begin = offsets[p] if p < owner.size else 0
         m = 0
@@ -132,45 +157,73 @@ def _finish(
                 # Candidates of a group's later pieces move up behind the earlier ones'.
                 for j in range(found[p]):
                     index[begin + m + j] = index[offsets[p] + j]
-                    keys[begin + m + j] = keys[offsets[p] + j]
+                    raw[begin + m + j] = raw[offsets[p] + j]
                 m += found[p]
             p += 1
         if k == 0:
             continue
         if complete and m >= k:
-            collect(keys[begin : begin + m], _MAGNITUDE, k, histogram, 0, chosen)
+            collect(raw[begin : begin + m], _MAGNITUDE, k, histogram, 0, chosen)
             for j in range(k):
-                chosen[j] = index[begin + chosen[j]]
+                place = begin + chosen[j]
+                chosen[j] = index[place]
+                there[j] = raw[place]
+            continue
+        if plain.size:
+            group = plain[starts[g] : starts[g + 1]]
         else:
-            group = bits[starts[g] : starts[g + 1]]
-            collect(group, _MAGNITUDE, k, histogram, starts[g], chosen)
+            formed = np.empty(starts[g + 1] - starts[g], np.float32)
+            load(owed, starts[g], formed)
+            group = formed.view(np.uint32)
+        collect(group, _MAGNITUDE, k, histogram, 0, chosen)
+        for j in range(k):
+            there[j] = group[chosen[j]]
+            chosen[j] += starts[g]
+
+
+def _select(
+    plain: Array, owed: Any, starts: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n, cuts, kept = int(starts[-1]), array(starts), array(counts)
+    out = host.empty(int(counts.sum()), torch.int64)
+    values = host.empty(out.numel())
+    bounds, most = np.empty(kept.size, np.uint32), np.empty(kept.size, np.int64)
+    _bounds(plain, owed, cuts, kept, bounds, most)
+    edges = np.array([low for low, _ in stretches(n)], np.int64)
+    pieces = np.unique(np.concatenate([cuts, edges]))
+    owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
+    room = np.where(kept > 0, np.minimum(most + _LINE, np.diff(cuts) + _LINE), 0)[owner]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
+    index, raw = np.empty(offsets[-1], np.uint32), np.empty(offsets[-1], np.uint32)
+    found = np.empty(owner.size, np.int64)
+
+    def compact(low: int, high: int) -> None:
+        first, last = np.searchsorted(pieces[:-1], (low, high))
+        given = plain, owed, pieces, owner, bounds, kept, offsets
+        _compact(*given, first, last, index, raw, found)
+
+    each_stretch(n, compact)
+    given = plain, owed, cuts, kept, owner, offsets
+    _finish(*given, index, raw, found, out.numpy(), values.numpy())
+    return out, values
 
 
 def topk(u: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Agrees bit for bit with `reference.topk`."""
     checks.check_vector(u, starts)
     checks.check_counts(counts, starts)
-    keys, cuts, kept = bits(u), array(starts), array(counts)
-    out = host.empty(int(counts.sum()), torch.int64)
-    bounds, most = np.empty(kept.size, np.uint32), np.empty(kept.size, np.int64)
-    _bounds(keys, cuts, kept, bounds, most)
-    edges = np.array([low for low, _ in stretches(keys.size)], np.int64)
-    pieces = np.unique(np.concatenate([cuts, edges]))
-    owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
-    room = np.where(kept > 0, np.minimum(most + _LINE, np.diff(cuts) + _LINE), 0)[owner]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
-    index, held = np.empty(offsets[-1], np.uint32), np.empty(offsets[-1], np.uint32)
-    found = np.empty(owner.size, np.int64)
+    return _select(bits(u), NOTHING_OWED, starts, counts)[0]
 
-    def compact(low: int, high: int) -> None:
-        first, last = np.searchsorted(pieces[:-1], (low, high))
-        given = keys, cuts, pieces, owner, bounds, kept, offsets
-        _compact(*given, first, last, index, held, found)
 
-    if keys.size:
-        each_stretch(keys.size, compact)
-    _finish(keys, cuts, kept, owner, offsets, index, held, found, out.numpy())
-    return out
+def pick(
+    owed: Owed, starts: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Agrees bit for bit with `reference.pick`."""
+    checks.check_owed(owed)
+    checks.check_starts(starts, len(owed))
+    checks.check_counts(counts, starts)
+    with read(owed) as source:
+        return _select(NOTHING_OWED.anchor.view(np.uint32), source, starts, counts)
 
 
 @kernel

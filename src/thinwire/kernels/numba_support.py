@@ -9,7 +9,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba.core import cgutils, types
 from numba.cpython.unsafe import numbers
+from numba.extending import intrinsic
 
 Array = npt.NDArray[Any]
 # A machine number inside a kernel: Numba infers its type, and mypy cannot follow the widening.
@@ -17,6 +19,21 @@ Number = Any
 
 trailing_zeros: Any = numbers.trailing_zeros
 """Counts the zero bits below the lowest one of an unsigned number, inside a kernel."""
+
+
+@intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _pointer(typing: Any, address: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), code
+
+
+pointer: Any = _pointer
+"""Turns an address into a pointer, inside a kernel."""
+
+carray: Any = numba.carray  # type: ignore[attr-defined]
+"""Views memory at a pointer as an array of so many entries of a dtype, inside a kernel."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

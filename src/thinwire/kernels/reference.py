@@ -20,6 +20,7 @@ from thinwire.kernels.checks import (
     check_inside,
     check_kind,
     check_levels,
+    check_owed,
     check_packed,
     check_per_group,
     check_rotation,
@@ -28,6 +29,7 @@ from thinwire.kernels.checks import (
     check_vector,
     check_width,
 )
+from thinwire.kernels.owed import Owed
 
 Key = tuple[int, int]
 
@@ -175,6 +177,131 @@ def topk(u: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor) -> torch.T
     check_counts(counts, starts)
     magnitude = u.contiguous().view(torch.int32).to(torch.int64) & MAGNITUDE
     return _first_of(-magnitude, starts, counts)
+
+
+def owe(owed: Owed) -> torch.Tensor:
+    """Forms u = (anchor - params) + decay residual, each operation rounded to float32.
+
+    Where params are not float32, what they began as stands for the anchor: with h the anchor
+    rounded to their dtype, delta = anchor - (anchor - (h - params)).
+
+    Args:
+        owed: anchor, params, residual and decay.
+
+    Returns:
+        (d,) float32.
+
+    Examples:
+        >>> owe(Owed(torch.tensor([3.0]), (torch.tensor([1.0]),), torch.tensor([0.5]))).tolist()
+        [2.5]
+    """
+    check_owed(owed)
+    pieces = [host.empty(0)]
+    at = 0
+    for p in owed.params:
+        a = owed.anchor[at : at + p.numel()]
+        values = p.detach().reshape(-1).to(torch.float32)
+        if p.dtype != torch.float32:
+            values = a - (a.to(p.dtype).to(torch.float32) - values)
+        pieces.append(a - values)
+        at += p.numel()
+    u = torch.cat(pieces)
+    if owed.residual is None:
+        return u
+    return u + (owed.residual if owed.decay == 1 else owed.residual * host.float_(owed.decay))
+
+
+def pick(
+    owed: Owed, starts: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Selects the entries of u that are largest in magnitude, as `topk` of `owe` would.
+
+    Args:
+        owed: what u is formed of.
+        starts: (G + 1,) int64.
+        counts: (G,) int64, entries to keep, each at most its group's length.
+
+    Returns:
+        (sum of counts,) int64 flat indices, ascending, and u there, float32.
+
+    Examples:
+        >>> owed = Owed(torch.tensor([3.0, 1.0]), (torch.tensor([1.0, -4.0]),))
+        >>> pick(owed, torch.tensor([0, 2]), torch.tensor([1]))
+        (tensor([1]), tensor([5.]))
+    """
+    u = owe(owed)
+    index = topk(u, starts, counts)
+    return index, gather(u, index)
+
+
+def settle(owed: Owed, index: torch.Tensor, said: torch.Tensor) -> None:
+    """Makes the residual what is still owed, in place: u - said.
+
+    Args:
+        owed: what u is formed of; its residual is changed.
+        index: (k,) int64, ascending without repeats.
+        said: (k,) float32, what was said of u there.
+
+    Examples:
+        >>> owed = Owed(torch.tensor([3.0]), (torch.tensor([1.0]),), torch.tensor([0.5]))
+        >>> settle(owed, torch.tensor([0]), torch.tensor([2.0]))
+        >>> owed.residual.tolist()
+        [0.5]
+    """
+    assert owed.residual is not None
+    owed.residual.copy_(owe(owed))
+    accumulate(owed.residual, index, said, -1.0)
+
+
+def scatter(tensors: tuple[torch.Tensor, ...], index: torch.Tensor, values: torch.Tensor) -> None:
+    """Adds values in place to tensors laid end to end.
+
+    Args:
+        tensors: contiguous float32.
+        index: (k,) int64, ascending without repeats.
+        values: (k,) float32.
+
+    Raises:
+        IndexError: when an index lies outside the tensors.
+
+    Examples:
+        >>> a, b = torch.zeros(2), torch.zeros(2)
+        >>> scatter((a, b), torch.tensor([1, 2]), torch.tensor([5.0, 6.0]))
+        >>> a.tolist(), b.tolist()
+        ([0.0, 5.0], [6.0, 0.0])
+    """
+    check_inside(index, sum(t.numel() for t in tensors))
+    low = 0
+    for t in tensors:
+        own = (index >= low) & (index < low + t.numel())
+        accumulate(t.view(-1), index[own] - low, values[own], 1.0)
+        low += t.numel()
+
+
+def land(anchor: torch.Tensor, sums: tuple[torch.Tensor, ...], count: int, lr: float) -> None:
+    """Moves the anchor along a mean and puts it where the sums were: anchor -= lr (sum / count).
+
+    A mean of -0.0 counts as +0.0. Each operation is rounded to float32.
+
+    Args:
+        anchor: (d,) float32; changed.
+        sums: d entries in all, contiguous float32; they become the new anchor.
+        count: what the sums are divided by.
+        lr: what the mean is multiplied by.
+
+    Examples:
+        >>> anchor, sums = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.0])
+        >>> land(anchor, (sums,), 4, 1.0)
+        >>> anchor.tolist(), sums.tolist()
+        ([0.0, 2.0], [0.0, 2.0])
+    """
+    at = 0
+    for total in sums:
+        piece = anchor[at : at + total.numel()]
+        mean = total.view(-1) / count + 0.0
+        piece -= mean if lr == 1 else mean * host.float_(lr)
+        total.view(-1).copy_(piece)
+        at += total.numel()
 
 
 def gather(u: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,103 @@
+"""One round in place: `one_round` to the last bit, without a vector of its own.
+
+Where workers gather each other's largest entries and average, a round needs no more than the
+anchor and the residual: u is formed block by block wherever it is read, the message is a few
+entries, and the sum of all messages is taken where the parameters lie, which are overwritten
+anyway. Until every frame has been read and found sound nothing is written, so a round that is
+refused leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from thinwire import flat, kernels
+from thinwire.compress import Compressor, TopK
+from thinwire.exchange import Exchange, Feedback, Gather, Here
+from thinwire.exchange.feedback import said_bound, say_owed
+from thinwire.exchange.hear import from_all, hear, mean, to_all
+from thinwire.kernels import Owed
+from thinwire.outer import Average, Outer
+from thinwire.round import RoundState
+from thinwire.transport.base import Answer, Ask, turn
+from thinwire.wire.body import unpack
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+def fits(compressor: Compressor, exchange: Exchange, outer: Outer, params: list[Tensor]) -> bool:
+    """Returns whether rounds of these settings can run in place."""
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    return (
+        isinstance(exchange, Gather)
+        and isinstance(outer, Average)
+        and isinstance(compressor.sparsifier, TopK)
+        and all(p.device.type == "cpu" and p.dtype in known for p in params)
+    )
+
+
+def lean_round(
+    state: RoundState, params: list[Tensor], exchange: Exchange, outer: Outer, here: Here
+) -> Generator[Ask, Answer, RoundState]:
+    """Runs one round in place and returns its new state; the params are then the new anchor.
+
+    Args:
+        state: what the last round returned; its anchor and residual are written over at the end.
+        params: the worker's parameters after its local steps.
+        exchange: a `Gather`.
+        outer: an `Average`.
+        here: rank, N, round, key and a compressor that begins with `TopK`; see `fits`.
+
+    Raises:
+        NonFiniteError, FrameError: the round is refused, and nothing has been written.
+    """
+    assert isinstance(exchange, Gather)
+    assert isinstance(outer, Average)
+    C, anchor = here.compressor, state.anchor
+    feedback, residual = exchange.feedback, state.mem.get("residual")
+    decay = feedback.decay if isinstance(feedback, Feedback) else 1.0
+    owed = Owed(anchor, tuple(p.detach() for p in params), residual, decay)
+    saying, bound = say_owed(owed, here), said_bound(here)
+    frames = yield from turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
+    bodies = hear(frames, here)
+    in_place = all(p.dtype == torch.float32 and p.is_contiguous() for p in params)
+    direction = None
+    if not in_place or _may_overflow(bodies, here):
+        readers = [here.reader(body, rank) for rank, body in enumerate(bodies)]
+        direction = mean(readers, here)
+
+    # From here on nothing can fail.
+    payload = saying.payload
+    assert payload is not None
+    table = kernels.active()
+    if residual is not None and payload.index is not None:
+        table.settle(owed, payload.index, C.values(payload))
+    if direction is None:
+        sums = tuple(p.detach() for p in params)
+        for total in sums:
+            total.zero_()
+        for rank, body in enumerate(bodies):
+            heard = unpack(here.reader(body, rank), C, here.spans, here.key_of(rank))
+            assert heard.index is not None
+            table.scatter(sums, heard.index, C.values(heard))
+        table.land(anchor, sums, here.N, outer.lr)
+    else:
+        anchor.copy_(outer.step(anchor, direction, {})[0])
+        flat.write(anchor, params)
+    return replace(state, round=state.round + 1)
+
+
+def _may_overflow(bodies: list[memoryview], here: Here) -> bool:
+    """Returns whether the sum of these messages may leave float32; reads each of them whole."""
+    C, most = here.compressor, 0.0
+    for rank, body in enumerate(bodies):
+        reader = here.reader(body, rank)
+        payload = unpack(reader, C, here.spans, here.key_of(rank))
+        reader.end()
+        values = C.values(payload)
+        most += float(values.abs().max()) if len(values) else 0.0
+    return not most < LARGEST
