@@ -1,4 +1,4 @@
-"""The command line: demo, train, topology, doctor. No algorithm lives here.
+"""The command line: demo, train, topology, bench, doctor. No algorithm lives here.
 
 A command is one function in one file, named as the command; it imports what is heavy inside
 itself, so that help answers at once. To add one: write the file, and register it below.
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from thinwire.cli.bench import app as bench
 from thinwire.cli.demo import demo
 from thinwire.cli.doctor import doctor
 from thinwire.cli.signals import Interrupted, heeded
@@ -47,6 +48,7 @@ def options(
 app.command()(demo)
 app.add_typer(train, name="train")
 app.command()(topology)
+app.add_typer(bench, name="bench")
 app.command()(doctor)
 
 
