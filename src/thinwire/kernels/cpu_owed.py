@@ -120,7 +120,7 @@ def _narrow_float16(bits: Number) -> Number:
 
 
 @kernel
-def _load_narrow(anchor: Array, params: Array, kind: Number, out: Array) -> None:
+def _narrow_delta(anchor: Array, params: Array, kind: Number, out: Array) -> None:
     a = anchor.view(np.uint32)
     raw = np.empty(2, np.uint32)
     floats = raw.view(np.float32)
@@ -148,22 +148,24 @@ def load(owed: Any, low: Number, out: Array) -> None:
         u = out[at:upto]
         kind = owed.kinds[t]
         address = owed.addresses[t] + (low + at - owed.starts[t]) * _SIZES[kind]
-        if kind == _FLOAT32:
+        if kind != _FLOAT32:
+            _narrow_delta(a, carray(pointer(address), u.size, np.uint16), kind, u)
+        else:
             p = carray(pointer(address), u.size, np.float32)
+            if owed.residual.size and owed.decay == 1:
+                # The common case in one loop, which reads every stream of memory once.
+                m = owed.residual[low + at : low + upto]
+                for j in range(u.size):
+                    u[j] = np.float32(a[j] - p[j]) + m[j]
+                at = upto
+                continue
             for j in range(u.size):
                 u[j] = a[j] - p[j]
-        else:
-            narrow = carray(pointer(address), u.size, np.uint16)
-            _load_narrow(a, narrow, kind, u)
+        if owed.residual.size:
+            m = owed.residual[low + at : low + upto]
+            for j in range(u.size):
+                u[j] += m[j] * owed.decay
         at = upto
-    if owed.residual.size:
-        m = owed.residual[low : low + out.size]
-        if owed.decay == 1:
-            for j in range(out.size):
-                out[j] += m[j]
-        else:
-            for j in range(out.size):
-                out[j] += m[j] * owed.decay
 
 
 @kernel
@@ -186,14 +188,29 @@ def owe(owed: Owed) -> torch.Tensor:
 def _settle(owed: Any, low: Number, high: Number, index: Array, said: Array) -> None:
     scratch = np.empty(_BLOCK, np.float32)
     k = np.searchsorted(index, low)
-    for first in range(low, high, _BLOCK):
-        m = owed.residual[first : min(high, first + _BLOCK)]
-        u = scratch[: m.size]
-        load(owed, first, u)
-        while k < index.size and index[k] < first + m.size:
-            u[index[k] - first] -= said[k]
+    t = np.searchsorted(owed.starts, low, side="right") - 1
+    at = low
+    while at < high:
+        while owed.starts[t + 1] <= at:
+            t += 1
+        upto = min(high, owed.starts[t + 1], at + _BLOCK)
+        m = owed.residual[at:upto]
+        if owed.kinds[t] == _FLOAT32:
+            a = owed.anchor[at:upto]
+            p = carray(pointer(owed.addresses[t] + 4 * (at - owed.starts[t])), m.size, np.float32)
+            if owed.decay == 1:
+                for j in range(m.size):
+                    m[j] = np.float32(a[j] - p[j]) + m[j]
+            else:
+                for j in range(m.size):
+                    m[j] = np.float32(a[j] - p[j]) + m[j] * owed.decay
+        else:
+            load(owed, at, scratch[: m.size])
+            m[:] = scratch[: m.size]
+        while k < index.size and index[k] < upto:
+            m[index[k] - at] -= said[k]
             k += 1
-        m[:] = u
+        at = upto
 
 
 def settle(owed: Owed, index: torch.Tensor, said: torch.Tensor) -> None:

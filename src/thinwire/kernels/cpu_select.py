@@ -49,7 +49,8 @@ def _bounds(
     for g in range(counts.size):
         n, k = starts[g + 1] - starts[g], counts[g]
         bounds[g], most[g] = (np.uint32(0), n) if k else (_EVERY_BIT, 0)
-        lines = min(_LINES, n // (8 * _DRAWN))
+        # As many as hold about 64 of the k largest, where those are few.
+        lines = min(_LINES, n // (8 * _DRAWN), 64 * n // (_DRAWN * max(k, 1)) + 1)
         rank, expected = _expect(max(n, 1), k, max(1, lines * _DRAWN))
         if k in (0, n) or n <= _WHOLE or rank >= lines * _DRAWN:
             continue
@@ -76,9 +77,10 @@ def _candidates(
 
     Returns how many are there now, -1 where room ran out, and how many of them equal the bound.
     """
-    limit = bound if equal < k else np.uint32(bound + np.uint32(1))
     room = index.size - _LINE
     for at in range(0, block.size, _LINE):
+        # Once k equal ones are there, no later one can be chosen.
+        limit = bound if equal < k else np.uint32(bound + np.uint32(1))
         line = block[at : at + _LINE]
         hits = np.uint64(0)
         if line.size == _LINE:
@@ -89,22 +91,24 @@ def _candidates(
             for j in range(line.size):
                 hit = np.uint32(line[j] & _MAGNITUDE) >= limit
                 hits |= np.uint64(hit) << np.uint64(j)
-        if hits == 0:
-            continue
         if m > room:
             return -1, equal
-        while hits:
-            j = trailing_zeros(hits)
+        # The first two without a branch that would be guessed wrong; more are rare.
+        for _ in range(2):
+            there = np.int64(hits != 0)
+            j = min(np.int64(trailing_zeros(hits)), line.size - 1)
             hits &= hits - np.uint64(1)
-            key = np.uint32(line[j] & _MAGNITUDE)
-            if key >= limit:
-                index[m] = np.uint32(first + at + j)
-                raw[m] = line[j]
-                m += 1
-                if key == bound:
-                    equal += 1
-                    if equal == k:
-                        limit = np.uint32(bound + np.uint32(1))
+            index[m] = np.uint32(first + at + j)
+            raw[m] = line[j]
+            equal += there & np.int64(np.uint32(line[j] & _MAGNITUDE) == bound)
+            m += there
+        while hits:
+            j = np.int64(trailing_zeros(hits))
+            hits &= hits - np.uint64(1)
+            index[m] = np.uint32(first + at + j)
+            raw[m] = line[j]
+            equal += np.int64(np.uint32(line[j] & _MAGNITUDE) == bound)
+            m += 1
     return m, equal
 
 
