@@ -14,7 +14,6 @@ from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, Memory
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.value import in_range
 from thinwire.wire.frame import HEADER, Kind, unseal
 
 SAFETY = 0.7
@@ -22,12 +21,6 @@ SAFETY = 0.7
 ROOT = 0
 Refused = NonFiniteError | FrameError
 R = TypeVar("R")
-
-
-def check_step(owner: object, gamma: float | None) -> None:
-    """Raises a ConfigError unless gamma is None or lies in (0, 1]."""
-    if gamma is not None:
-        in_range(owner, "gamma", gamma, 1e-9, 1.0)
 
 
 def known_step(gamma: float | None, mem: Memory) -> Memory | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,15 +11,15 @@ from torch import Tensor
 from thinwire import host, kernels
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError, FrameError, NonFiniteError
-from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
-from thinwire.exchange.consensus import agreed_step, check_step, known_step, or_refuse
+from thinwire.exchange.base import Here, Memory, Talk, tensor_name
+from thinwire.exchange.consensus import agreed_step, known_step, or_refuse
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import pass_on
+from thinwire.exchange.over_graph import Stepping
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.flat import Spans
 from thinwire.topology import RandomMatching, Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.value import of_kind
 from thinwire.wire.body import pack, unpack
 from thinwire.wire.frame import HEADER, Kind, unseal
 
@@ -41,7 +40,7 @@ class Met:
 
 
 @dataclass(frozen=True, repr=False)
-class EdgeGossip(Exchange):
+class EdgeGossip(Stepping):
     """Each pair of workers that ever met keeps two replicas; only they hear each other's changes.
 
     For each neighbour j of the round: u_j = x^_ij - (x - delta); say C(u_j) to j alone;
@@ -60,13 +59,7 @@ class EdgeGossip(Exchange):
     Differs: replicas per edge, which a graph that changes needs.
     """
 
-    replicates: ClassVar[bool] = False
     topology: Topology = field(default_factory=RandomMatching)
-    gamma: float | None = None
-
-    def __post_init__(self) -> None:
-        of_kind(self, "topology", self.topology, Topology)
-        check_step(self, self.gamma)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(Feedback(), compressor, spans, "EdgeGossip")

@@ -124,10 +124,10 @@ def repair(
     bound = HEADER + 4 * here.spans.d
     frame = here.seal(Kind.VECTOR, as_bytes(replica)) if heard.pleas else b""
     posts = tuple(Post(to, frame, bound) for to in heard.pleas)
+    if not posts and not plead:
+        return None
     row = topology.row(here.rank, here.N, here.round, here.key.seed)
     speakers = [j for j in row if j != here.rank] if plead else []
-    if not posts and not speakers:
-        return None
     frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
     if not plead or not all(frames):
         return None
