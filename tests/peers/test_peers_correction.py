@@ -81,10 +81,10 @@ def test_workers_with_different_data_all_reach_the_common_minimum_at_a_constant_
     mixing: str,
 ) -> None:
     plain = run(
-        tw.Gossip(mixing=mixing), UNBIASED, torch.from_numpy(START).float(), N, 400, delta32
+        tw.Gossip(mixing=mixing), UNBIASED, torch.from_numpy(START).float(), N, 200, delta32
     )
     assert far(plain) > 0.1
-    assert far(corrected(mixing, rounds=400)) < 1e-3
+    assert far(corrected(mixing, rounds=200)) < 1e-3
 
 
 def test_the_correction_costs_no_byte() -> None:

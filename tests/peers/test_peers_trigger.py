@@ -53,10 +53,20 @@ def test_a_schedule_goes_to_plain_data_and_back() -> None:
 
 @pytest.mark.parametrize(
     "trigger",
-    [-1.0, "often", (), ((1, 0.5),), ((0, 1.0), (0, 2.0)), ((0, 1.0), (5, -2.0)), (0, 1), (("a", 1),),
-     ((0.0, 1.0),), ((0, float("nan")),)],
+    [
+        -1.0,
+        "often",
+        (),
+        ((1, 0.5),),
+        ((0, 1.0), (0, 2.0)),
+        ((0, 1.0), (5, -2.0)),
+        (0, 1),
+        (("a", 1),),
+        ((0.0, 1.0),),
+        ((0, float("nan")),),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_what_is_no_threshold_is_refused_and_the_way_out_named(trigger: object) -> None:
     with pytest.raises(tw.ConfigError, match=r"trigger is .*(schedule from round 0|must lie in)"):
         tw.Choco(trigger=trigger)

@@ -18,7 +18,7 @@ from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.topology import Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import as_bytes, pack, unpack
-from thinwire.wire.frame import HEADER, Kind, unseal
+from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, unseal
 
 SPOKEN = (Kind.SAID, Kind.PLEA)
 ALL_TENSORS = "its message, rotated or rescaled"
@@ -121,7 +121,7 @@ def repair(
         here: where this worker stands.
         topology: who hears whom, and W.
     """
-    bound = HEADER + 4 * here.spans.d
+    bound, here = HEADER + 4 * here.spans.d, replace(here, part=REPAIR_PART)
     frame = here.seal(Kind.VECTOR, as_bytes(replica)) if heard.pleas else b""
     posts = tuple(Post(to, frame, bound) for to in heard.pleas)
     if not posts and not plead:
