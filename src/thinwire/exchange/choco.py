@@ -9,8 +9,9 @@ from torch import Tensor
 from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError
+from thinwire.exchange.alarm import or_refuse
 from thinwire.exchange.base import Here, Memory, Talk
-from thinwire.exchange.consensus import agreed_step, known_step, or_refuse
+from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix, owes_repair, repair
 from thinwire.exchange.over_graph import Stepping
@@ -100,13 +101,14 @@ class Choco(Stepping):
         silent = threshold > 0 and float(u.double().square().sum()) <= threshold
         step = known_step(self.gamma, mem)
         talk = mix(u, here, self.topology, silent, plead)
-        heard = yield from or_refuse(talk, here, measuring=step is None)
+        heard = yield from or_refuse(talk, here, self.topology, measuring=step is None)
         if step is None:
             said = (u[:0], u[:0]) if silent else (u, heard.said)
             step = yield from agreed_step(*said, here)
         p = p - heard.said + heard.mixed
         replica = anchor + r - heard.said
-        mixed = yield from repair(replica, heard, plead, here, self.topology)
+        mending = repair(replica, heard, plead, here, self.topology)
+        mixed = yield from or_refuse(mending, here, self.topology)
         if mixed is not None:
             p = replica - mixed
         missed = host.ints([int(heard.missed or (plead and mixed is None))])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Generator
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -20,7 +19,6 @@ SAFETY = 0.7
 """Of the measured contraction: near the largest stable step over many operators and graphs."""
 ROOT = 0
 Refused = NonFiniteError | FrameError
-R = TypeVar("R")
 
 
 def known_step(gamma: float | None, mem: Memory) -> Memory | None:
@@ -46,24 +44,6 @@ def agreed_step(u: Tensor, said: Tensor, here: Here) -> Generator[Ask, Answer, M
     own = 1 - left / square if square > 0 else float("nan")
     mean = yield from agreed_mean(own, here)
     return {} if math.isnan(mean) else {"gamma": host.float_(min(1.0, max(1e-6, SAFETY * mean)))}
-
-
-def or_refuse(
-    talk: Generator[Ask, Answer, R], here: Here, measuring: bool
-) -> Generator[Ask, Answer, R]:
-    """Runs a talk that may fail; in a round that measures, all ranks then hear why at once.
-
-    Args:
-        talk: what may fail.
-        here: where this worker stands.
-        measuring: whether an `agreed_step` follows, for which the others would wait.
-    """
-    try:
-        return (yield from talk)
-    except (NonFiniteError, FrameError) as error:
-        if measuring:
-            yield from agreed_mean(error, here)
-        raise
 
 
 def agreed_mean(own: float | Refused, here: Here) -> Generator[Ask, Answer, float]:

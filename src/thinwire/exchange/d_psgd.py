@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from thinwire.compress import Compressor
+from thinwire.exchange.alarm import or_refuse
 from thinwire.exchange.base import Here, Memory, Talk
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix
 from thinwire.exchange.over_graph import Mixing
@@ -39,7 +40,9 @@ class DPSGD(Mixing):
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         if self.mixing == "before":
-            heard = yield from mix(anchor, here, self.topology)
+            talk = mix(anchor, here, self.topology, beside=delta)
+            heard = yield from or_refuse(talk, here, self.topology)
             return anchor - heard.mixed + delta, mem
-        heard = yield from mix(anchor - delta, here, self.topology)
+        talk = mix(anchor - delta, here, self.topology)
+        heard = yield from or_refuse(talk, here, self.topology)
         return anchor - heard.mixed, mem

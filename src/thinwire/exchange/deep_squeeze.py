@@ -8,8 +8,9 @@ from torch import Tensor
 
 from thinwire import host
 from thinwire.compress import Compressor
+from thinwire.exchange.alarm import or_refuse
 from thinwire.exchange.base import Here, Memory, Talk
-from thinwire.exchange.consensus import agreed_step, known_step, or_refuse
+from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix
 from thinwire.exchange.over_graph import Stepping
@@ -44,7 +45,7 @@ class DeepSqueeze(Stepping):
         v = anchor - delta + mem["residual"]
         step = known_step(self.gamma, mem)
         talk = mix(v, here, self.topology)
-        heard = yield from or_refuse(talk, here, measuring=step is None)
+        heard = yield from or_refuse(talk, here, self.topology, measuring=step is None)
         if step is None:
             step = yield from agreed_step(v, heard.said, here)
         gamma = step.get("gamma", host.float_(0.0))

@@ -9,15 +9,9 @@ from torch import Tensor
 from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.errors import FrameError
+from thinwire.exchange.alarm import or_refuse, pass_on
 from thinwire.exchange.base import Here, Memory, Talk
-from thinwire.exchange.neighbours import (
-    check_accurate,
-    check_graph,
-    mix,
-    owes_repair,
-    pass_on,
-    repair,
-)
+from thinwire.exchange.neighbours import check_accurate, check_graph, mix, owes_repair, repair
 from thinwire.exchange.over_graph import Mixing
 from thinwire.flat import Spans
 from thinwire.value import in_range
@@ -68,11 +62,13 @@ class Gossip(Mixing):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p, plead = mem["p"], owes_repair(mem)
         u = delta + p + mem["s"] if self.correction else delta + p
-        heard = yield from mix(u, here, self.topology, plead=plead)
+        talk = mix(u, here, self.topology, plead=plead)
+        heard = yield from or_refuse(talk, here, self.topology)
         direction = heard.said if self.mixing == "before" else heard.mixed
         new = p - heard.said + heard.mixed
         replica = anchor - heard.said if self.mixing == "before" else anchor + p - heard.said
-        mixed = yield from repair(replica, heard, plead, here, self.topology)
+        mending = repair(replica, heard, plead, here, self.topology)
+        mixed = yield from or_refuse(mending, here, self.topology)
         if mixed is not None:
             # What p had been short of since the loss, s is short of, too.
             p = p + (replica - mixed - new)
@@ -88,6 +84,6 @@ class Gossip(Mixing):
                 "first was made good, so that the corrections of all workers no longer sum to "
                 "zero; resume from a checkpoint, or use correction=0"
             )
-            yield from pass_on(lost, here, self.topology, first=False)
+            yield from pass_on(lost, here, self.topology)
             raise lost
         return direction, {**after, "s": mem["s"] + self.correction * p}
