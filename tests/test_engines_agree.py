@@ -44,6 +44,7 @@ CASES = [
     (1, SIGNTOPK, tw.Ring("gather", tw.Feedback()), tw.Average()),
     (2, UNBIASED, tw.Gossip(), tw.Average()),
     (2, UNBIASED, tw.Gossip(tw.Hypercube(), mixing="before"), tw.Average()),
+    (2, UNBIASED, tw.Gossip(correction=0.5), tw.Average()),
     (2, tw.TopK(density=0.1), tw.Choco(), tw.Average()),
     (1, SIGNTOPK, tw.Choco(tw.Complete(), gamma=0.5, trigger=1e-3), tw.Average()),
     (1, tw.QSGD(bits=8, norm="max"), tw.DeepSqueeze(), tw.Average()),

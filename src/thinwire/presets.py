@@ -19,6 +19,7 @@ from thinwire.exchange import (
     Ring,
     Server,
 )
+from thinwire.exchange.choco import Trigger
 from thinwire.exchange.ring import Form
 from thinwire.outer import Average, Outer
 from thinwire.schedule import HSchedule
@@ -107,7 +108,11 @@ def qprsgd_ring(H: HSchedule = 5, bits: int = 8, bucket: int = 1024, form: Form 
 
 
 def qprsgd_gossip(
-    H: HSchedule = 5, bits: int = 8, bucket: int = 1024, topology: Topology | None = None
+    H: HSchedule = 5,
+    bits: int = 8,
+    bucket: int = 1024,
+    topology: Topology | None = None,
+    correction: float = 0.0,
 ) -> Preset:
     """QPRSGD by gossip: H local steps, then quantized differences between neighbours.
 
@@ -116,11 +121,13 @@ def qprsgd_gossip(
         bits: of a code.
         bucket: entries that share a norm, the largest magnitude.
         topology: who hears whom; by default a ring.
+        correction: of what differs between workers' data; 0.5 where they differ much, 0 is the
+            paper's. See `Gossip`.
 
     Source: arXiv 2004.09125.
     """
     C = QSGD(bits=bits, norm="max", scale="none", bucket=bucket)
-    exchange = Gossip(topology or RingGraph())
+    exchange = Gossip(topology or RingGraph(), correction=correction)
     return Preset(H=H, compressor=C, exchange=exchange, outer=Average())
 
 
@@ -167,14 +174,16 @@ def d_psgd(topology: Topology | None = None, H: HSchedule = 1) -> Preset:
     return Preset(H=H, compressor=Identity(), exchange=exchange, outer=Average())
 
 
-def squarm_sgd(H: HSchedule = 5, trigger: float = 1e-4, topology: Topology | None = None) -> Preset:
+def squarm_sgd(
+    H: HSchedule = 5, trigger: Trigger = 1e-4, topology: Topology | None = None
+) -> Preset:
     """SQuARM-SGD: CHOCO every H steps, and only where there is enough to say.
 
     Give it an inner optimizer with Nesterov momentum, which is what the method adds to SPARQ-SGD.
 
     Args:
         H: local steps per round.
-        trigger: the least ||u||^2 that is said.
+        trigger: the ||u||^2 up to which nothing is said, or a schedule of it; see `Choco`.
         topology: who hears whom; by default a ring.
 
     Source: arXiv 2005.07041.

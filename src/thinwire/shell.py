@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
 from thinwire.wire.frame import BUFFER_PART, HEADER, length
 
+LOG = logging.getLogger("thinwire")
 Closure = Callable[[], Any]
 R = TypeVar("R")
 
@@ -58,6 +60,9 @@ class RoundReport:
         sent: bytes that left for other ranks.
         received: bytes that came from other ranks.
         residual_cleared: whether the residual was dropped before it, at a learning-rate drop.
+        lost: frames that this worker waited for and that never came.
+        repaired: whether a dense round of its neighbourhood made good what it had missed before.
+        repair_bytes: bytes of such rounds, its own and its neighbours', sent and received.
     """
 
     round: int
@@ -66,6 +71,9 @@ class RoundReport:
     sent: int
     received: int
     residual_cleared: bool
+    lost: int = 0
+    repaired: bool = False
+    repair_bytes: int = 0
 
 
 class LocalSGD(torch.optim.Optimizer):
@@ -179,6 +187,11 @@ class LocalSGD(torch.optim.Optimizer):
         return self._state.anchor
 
     @property
+    def notes(self) -> list[str]:
+        """What the exchange decided by itself, and why; rank 0 logs it when the ranks join."""
+        return self.exchange.notes(self.compressor)
+
+    @property
     def residual(self) -> Tensor | None:
         """What this worker has not yet said, (d,) float32, or None where feedback is off."""
         return self._state.mem.get("residual")
@@ -195,6 +208,9 @@ class LocalSGD(torch.optim.Optimizer):
         if not equal:
             start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
             self._restart(start)
+        if self._rank == 0:
+            for note in self.notes:
+                LOG.info(note)
 
     def step(self, closure: Closure | None = None) -> Any:
         """Takes one local step and, when H are done, one round; returns the closure's loss.
@@ -332,7 +348,7 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
-        before = self.stats.totals()
+        before = self._counted()
         began, cleared, lr = self._cleared_at_drop()
         shared = yield from self._shared_buffers()
         if self._lean:
@@ -345,11 +361,23 @@ class LocalSGD(torch.optim.Optimizer):
         flat.write(shared, self._buffers)
         local_steps, round = self._local, began.round
         self._state, self._local, self._lr = state, 0, lr
+        uplink, sent, received, lost, repairs, mended = (
+            b - a for a, b in zip(before, self._counted(), strict=True)
+        )
+        where = f"rank {self._rank}, round {round}"
+        if lost:
+            LOG.warning("%s: %d frames never came; it will ask for replicas", where, lost)
+        if repairs:
+            LOG.warning("%s: repaired by one dense round of its neighbourhood", where)
         if self.on_round is not None:
-            uplink, sent, received = (
-                b - a for a, b in zip(before, self.stats.totals(), strict=True)
+            self.on_round(
+                RoundReport(
+                    round, local_steps, uplink, sent, received, cleared, lost, repairs > 0, mended
+                )
             )
-            self.on_round(RoundReport(round, local_steps, uplink, sent, received, cleared))
+
+    def _counted(self) -> tuple[int, ...]:
+        return *self.stats.totals(), *self.stats.mended()
 
     def _dense_round(self, began: RoundState) -> Generator[Ask, Answer, RoundState]:
         anchor = began.anchor

@@ -6,10 +6,13 @@ from collections import Counter
 from typing import Any
 
 from thinwire.transport.base import Answer, Ask, Reduce, Turn
-from thinwire.wire.frame import BUFFER_PART, Kind
+from thinwire.wire.frame import BUFFER_PART, REPAIR_PART, Kind
 
-UP = (Kind.SAID.name, Kind.ALARM.name, Kind.SILENCE.name, Kind.PLEA.name, Kind.NUMBER.name)
+REPAIR = "REPAIR"
+UP = (*(k.name for k in (Kind.SAID, Kind.ALARM, Kind.SILENCE, Kind.PLEA, Kind.NUMBER)), REPAIR)
 DOWN = (Kind.REPLY.name, Kind.REFUSAL.name)
+LOST = "LOST"
+PARTS = {BUFFER_PART: "BUFFERS", REPAIR_PART: REPAIR}
 
 
 class Stats:
@@ -21,6 +24,9 @@ class Stats:
         sent: bytes of frames that left for another rank, by kind, each copy counted.
         received: bytes of frames that came from another rank, by kind.
         reduced: dense bytes handed to the engine's all-reduce, which makes no frames.
+        lost: frames this worker waited for that never came.
+        repairs: dense rounds of its neighbourhood that made good what this worker had missed; their
+            bytes are "REPAIR" in the counts by kind.
     """
 
     def __init__(self) -> None:
@@ -28,6 +34,8 @@ class Stats:
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self.reduced = 0
+        self.lost = 0
+        self.repairs = 0
 
     @property
     def uplink(self) -> int:
@@ -48,13 +56,20 @@ class Stats:
     def answered(self, ask: Ask, answer: Answer, rank: int) -> None:
         """Counts what an answer brings."""
         if isinstance(ask, Turn) and isinstance(answer, list):
-            for take, frame in zip(ask.takes, answer, strict=True):
+            kinds = [kind_of(frame) for frame in answer]
+            for take, frame, kind in zip(ask.takes, answer, kinds, strict=True):
                 if take.source != rank:
-                    self.received[kind_of(frame)] += len(frame)
+                    self.received[kind] += len(frame)
+            self.lost += kinds.count(LOST)
+            self.repairs += set(kinds) == {REPAIR}
 
     def totals(self) -> tuple[int, int, int]:
         """Returns (uplink framed, sent, received) bytes so far."""
         return self.uplink, sum(self.sent.values()), sum(self.received.values())
+
+    def mended(self) -> tuple[int, int, int]:
+        """Returns (frames lost, repairs, bytes of repairs sent and received) so far."""
+        return self.lost, self.repairs, self.sent[REPAIR] + self.received[REPAIR]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the totals as plain data."""
@@ -63,13 +78,16 @@ class Stats:
             "sent": dict(self.sent),
             "received": dict(self.received),
             "all_reduced": self.reduced,
+            "lost": self.lost,
+            "repairs": self.repairs,
         }
 
 
 def kind_of(frame: bytes) -> str:
-    """Returns a frame's kind by name, "LOST" where none came, "BUFFERS" where it shares those."""
+    """Returns a frame's kind by name, or "LOST" (none came), "BUFFERS" or "REPAIR" by its part."""
     if not frame:
-        return "LOST"
-    if int.from_bytes(frame[14:16], "little") == BUFFER_PART:
-        return "BUFFERS"
+        return LOST
+    part = int.from_bytes(frame[14:16], "little")
+    if part in PARTS:
+        return PARTS[part]
     return Kind(frame[3]).name if frame[3] in Kind._value2member_map_ else "UNKNOWN"

@@ -45,6 +45,16 @@ def run(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
+def test_it_says_which_form_a_ring_took_and_why(folder: Path, tmp_path: Path, capsys) -> None:
+    log = tmp_path / "r.jsonl"
+    more = ("--preset", "qprsgd_ring", "--workers", 2, "--max-steps", 8, "--log", log)
+    assert run("train", "mnist", "--data", folder, *more) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Ring takes the form 'two-phase': any rank reaches any other" in said
+    start = json.loads(log.read_text().splitlines()[0])
+    assert "two-phase" in json.dumps(start)
+
+
 def test_it_reports_the_cost_to_the_target(folder: Path, tmp_path: Path, capsys) -> None:
     out, log = tmp_path / "r.json", tmp_path / "r.jsonl"
     assert run("train", "mnist", "--data", folder, "--workers", 3, "--json", out, "--log", log) == 0

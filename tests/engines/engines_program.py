@@ -389,9 +389,46 @@ def die(folder: Path) -> None:
     os._exit(0)  # as a program that the error ends
 
 
+LATE = 2.5
+
+
+def gossip(folder: Path) -> None:
+    """Four ranks on a ring graph: rank 2 comes late to its third round, rank 3 dies in its fifth.
+
+    The one is waited for, and the bits are as if it had been in time; the other is lost.
+    """
+    rank, model = dist.get_rank(), net()
+    reports: list[tw.RoundReport] = []
+    optimizer = shell(model, None, on_round=reports.append, **tw.qprsgd_gossip(H=1))
+    train(model, optimizer, rank, 2)
+    began = time.monotonic()
+    if rank == 2:
+        time.sleep(LATE)
+    train(model, optimizer, rank, 2, first=2)
+    result: Result = {
+        "waited": time.monotonic() - began,
+        "anchor": optimizer.anchor.clone(),
+        "lost": sum(r.lost for r in reports),
+    }
+    dist.barrier()
+    if rank == 3:
+        torch.save(result, folder / f"rank{rank}.pt")
+        os._exit(0)
+    began = time.monotonic()
+    try:
+        train(model, optimizer, rank, 3, first=4)
+    except tw.TransportError as error:
+        result |= {"error": type(error).__name__, "of": getattr(error, "rank", None)}
+    result |= {"seconds": time.monotonic() - began, "done": optimizer.round}
+    torch.save(result, folder / f"rank{rank}.pt")
+    os._exit(0)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=90))
     if sys.argv[1] == "die":
         die(Path(sys.argv[2]))
+    if sys.argv[1] == "gossip":
+        gossip(Path(sys.argv[2]))
     main(sys.argv[1].split(";"), Path(sys.argv[2]))

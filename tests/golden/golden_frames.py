@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import torch
 
@@ -11,7 +12,7 @@ from thinwire import QSGD, Identity, Key, Levels, RandK, Rotated, Sign, Ternary,
 from thinwire.compress import Compressor
 from thinwire.flat import Spans
 from thinwire.wire.body import as_bytes, pack, pack_sparse
-from thinwire.wire.frame import Address, Kind, seal
+from thinwire.wire.frame import REPAIR_PART, Address, Kind, seal
 
 SPANS = Spans(("conv.weight", "conv.bias", "none", "scale", "fc"), ((8, 3), (8,), (0,), (), (9, 7)))
 HERE = Address(run=0x1234ABCD, round=258, rank=3, part=0)
@@ -73,6 +74,7 @@ def frames() -> dict[str, bytes]:
     """Returns every frozen frame, by the name of its file."""
     sign = TopK(k=5) >> Sign()
     bodies = [pack(sign.compress(vector() * s, KEY, SPANS), sign) for s in (1, -2)]
+    plain = OPERATORS["qsgd_none_max"]
     tensors = [[n, list(s)] for n, s in zip(SPANS.names, SPANS.shapes, strict=True)]
     timeless = Address(0, 0, 3)
     out = {f"said_{name}": said(C) for name, C in OPERATORS.items()}
@@ -93,6 +95,10 @@ def frames() -> dict[str, bytes]:
         "index_fixed": _union([100, 101], 128),
         "index_rice": _union([3, 17, 30, 55, 61, 90, 104, 126], 128),
         "index_rice_of_large_gaps": _union([5000, 11000, 16383], 20000),
+        "silence": seal(Kind.SILENCE, HERE, b""),
+        "number": seal(Kind.NUMBER, HERE, struct.pack("<d", 0.0703125)),
+        "plea": seal(Kind.PLEA, HERE, pack(plain.compress(vector(), KEY, SPANS), plain)),
+        "repair": seal(Kind.VECTOR, Address(0x1234ABCD, 258, 3, REPAIR_PART), as_bytes(vector())),
         "empty_body_part_1": seal(Kind.SAID, Address(1, 2, 65535, 1), b""),
     }
     return out

@@ -174,20 +174,20 @@ def test_gather_and_an_exact_server_on_any_rank_end_in_the_same_bits(feedback, C
 @tables
 def test_the_library_driver_ends_in_the_same_bits(exchange: tw.Exchange, C: Compressor) -> None:
     N = 3
-    mems = [exchange.init(here) for here in heres(C, SPANS, N)]
-    for round, (at, deltas, _, outcomes) in enumerate(rounds(exchange, C, N)):
+    for round, (at, deltas, mems, outcomes) in enumerate(rounds(exchange, C, N)):
         stats = [Stats() for _ in range(N)]
         zero = torch.zeros(SPANS.d)
         talks = [exchange.round(zero, deltas[r], mems[r], at[r]) for r in range(N)]
         results = lockstep(talks, stats)
         for rank, (outcome, counted) in enumerate(zip(outcomes, stats, strict=True)):
             same_bits(results[rank][0], outcome.direction, round)
+            for name, tensor in outcome.mem.items():
+                same_bits(results[rank][1][name], tensor, (round, name))
             away = sum(len(f) for to, f in outcome.posted if to != rank)
             came = sum(len(f) for source, f in outcome.heard if source != rank)
             assert sum(counted.sent.values()) == away
             assert sum(counted.received.values()) == came
             assert counted.reduced == outcome.reduced
-        mems = [mem for _, mem in results]
 
 
 def away(outcome: Outcome, rank: int) -> list[int]:

@@ -46,6 +46,7 @@ class Method:
             "H": self.H,
             "compressor": None if preset is None else repr(preset["compressor"]),
             "exchange": "ring all-reduce" if preset is None else repr(preset["exchange"]),
+            "notes": [] if preset is None else preset["exchange"].notes(preset["compressor"]),
         }
 
 

@@ -31,6 +31,9 @@ def show(results: list[Result]) -> None:
     console.print(table(results))
     setup = size(sum(r["bytes_setup"] for r in results))
     console.print(CAPTION.format(setup=setup), style="dim")
+    for result in results:
+        for note in result["notes"]:
+            console.print(f"{result['method']}: {note}.", style="dim")
     console.print()
     console.print(sentence(results), style="bold")
 

@@ -83,7 +83,9 @@ def mnist(
         dist.destroy_process_group()
         return
     name = f"{preset} H={setting.H}"
-    with RunLog("train", seed, {**vars(setting)}, log) as lines, bars() as drawn:
+    compressor, exchange = setting.method
+    notes = exchange.notes(compressor)
+    with RunLog("train", seed, {**vars(setting), "notes": notes}, log) as lines, bars() as drawn:
         drawn.add(name, 0)
 
         def tell(p: program.Progress) -> None:
@@ -104,6 +106,8 @@ def mnist(
         f"{result['steps']} steps, {result['rounds']} rounds; uplink of {setting.workers} workers "
         f"{size(result['framed_bytes'])} framed{fixed}; {result['seconds']:.1f} s"
     )
+    for note in notes:
+        typer.echo(f"{note}.")
     typer.echo(f"log: {lines.file}")
     if json is not None:
         write_json(json, document("train mnist", seed, [result]))

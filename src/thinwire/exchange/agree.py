@@ -56,7 +56,8 @@ def agree(own: dict[str, Any], rank: int, N: int) -> Generator[Ask, Answer, tupl
     if rank == ROOT:
         others = range(1, N)
         frames = yield from turn((), tuple(Take(other, HELLO_BOUND) for other in others))
-        verdict = judge([own, *(_read(f, other) for f, other in zip(frames, others, strict=True))])
+        # Its own hello is read back, too: JSON knows no tuple, and would tell it from a list.
+        verdict = judge([_read(frame, other) for other, frame in enumerate([said, *frames])])
         answer = seal(Kind.VERDICT, Address(0, 0, ROOT), json.dumps(verdict).encode())
         yield from turn(tuple(Post(other, answer, HELLO_BOUND) for other in others))
     else:

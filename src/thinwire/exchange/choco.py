@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from thinwire import host
 from thinwire.compress import Compressor
-from thinwire.exchange.base import Exchange, Here, Memory, Talk
-from thinwire.exchange.consensus import agreed_step, check_step, known_step, or_refuse
+from thinwire.errors import ConfigError
+from thinwire.exchange.alarm import or_refuse
+from thinwire.exchange.base import Here, Memory, Talk
+from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix, owes_repair, repair
+from thinwire.exchange.over_graph import Stepping
 from thinwire.flat import Spans
-from thinwire.topology import RingGraph, Topology
-from thinwire.value import in_range, of_kind
+from thinwire.value import in_range
+
+Trigger = float | tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, repr=False)
-class Choco(Exchange):
+class Choco(Stepping):
     """Each worker tells its neighbours what their replica of it lacks, and steps towards theirs.
 
     u = delta + r; say C(u); p' = p - said + mix(said); direction = delta + gamma p';
@@ -33,22 +36,52 @@ class Choco(Exchange):
         topology: who hears whom, and W: symmetric, and the same in all rounds.
         gamma: the consensus step; None measures it at the first round: min(1, 0.7 c), c the
             contraction of the first differences, averaged over workers.
-        trigger: says nothing in a round where ||u||^2 <= trigger; 0 always speaks.
+        trigger: says nothing in a round where ||u||^2 <= trigger, the papers' c_t eta_t^2: in
+            parameter units, squared, so it falls as the step size squared does. A number, or a
+            schedule ((first round, threshold), ...) such as ((0, 1e-2), (500, 1e-4)); 0 always
+            speaks.
 
     Source: CHOCO-SGD (arXiv 1902.00340, 1907.09356); the trigger is SPARQ-SGD's (arXiv
-        1910.14280) and SQuARM-SGD's (arXiv 2005.07041) with a constant threshold c_t eta^2.
+        1910.14280) and SQuARM-SGD's (arXiv 2005.07041).
     Differs: two vectors in place of a replica of each neighbour.
     """
 
-    replicates: ClassVar[bool] = False
-    topology: Topology = field(default_factory=RingGraph)
-    gamma: float | None = None
-    trigger: float = 0.0
+    trigger: Trigger = 0.0
 
     def __post_init__(self) -> None:
-        of_kind(self, "topology", self.topology, Topology)
-        check_step(self, self.gamma)
-        in_range(self, "trigger", self.trigger, 0.0, 1e30)
+        super().__post_init__()
+        if isinstance(self.trigger, tuple):
+            object.__setattr__(self, "trigger", self._schedule(self.trigger))
+        else:
+            in_range(self, "trigger", self.trigger, 0.0, 1e30)
+
+    def threshold(self, round: int) -> float:
+        """Returns the trigger of that round.
+
+        Example:
+            >>> [Choco(trigger=((0, 1e-2), (500, 1e-4))).threshold(round) for round in (0, 500)]
+            [0.01, 0.0001]
+        """
+        if not isinstance(self.trigger, tuple):
+            return self.trigger
+        return [threshold for first, threshold in self.trigger if first <= round][-1]
+
+    def _schedule(self, given: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+        try:
+            pairs = tuple((first, threshold) for first, threshold in given)
+            firsts = [first for first, _ in pairs]
+            sound = firsts[0] == 0 and sorted(set(firsts)) == firsts
+            sound = sound and all(type(first) is int for first in firsts)
+        except (TypeError, ValueError, IndexError):
+            sound = False
+        if not sound:
+            raise ConfigError(
+                f"Choco: trigger is {given!r}; give a number, or a schedule from round 0 upwards "
+                "such as ((0, 1e-2), (500, 1e-4))"
+            )
+        for _, threshold in pairs:
+            in_range(self, "trigger", threshold, 0.0, 1e30)
+        return pairs
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(Feedback(), compressor, spans, "Choco")
@@ -64,16 +97,18 @@ class Choco(Exchange):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p, r, plead = mem["p"], mem["r"], owes_repair(mem)
         u = delta + r
-        silent = self.trigger > 0 and float(u.double().square().sum()) <= self.trigger
+        threshold = self.threshold(here.round)
+        silent = threshold > 0 and float(u.double().square().sum()) <= threshold
         step = known_step(self.gamma, mem)
         talk = mix(u, here, self.topology, silent, plead)
-        heard = yield from or_refuse(talk, here, measuring=step is None)
+        heard = yield from or_refuse(talk, here, self.topology, measuring=step is None)
         if step is None:
             said = (u[:0], u[:0]) if silent else (u, heard.said)
             step = yield from agreed_step(*said, here)
         p = p - heard.said + heard.mixed
         replica = anchor + r - heard.said
-        mixed = yield from repair(replica, heard, plead, here, self.topology)
+        mending = repair(replica, heard, plead, here, self.topology)
+        mixed = yield from or_refuse(mending, here, self.topology)
         if mixed is not None:
             p = replica - mixed
         missed = host.ints([int(heard.missed or (plead and mixed is None))])

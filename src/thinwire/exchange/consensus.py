@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Generator
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -14,20 +13,12 @@ from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, Memory
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.value import in_range
 from thinwire.wire.frame import HEADER, Kind, unseal
 
 SAFETY = 0.7
 """Of the measured contraction: near the largest stable step over many operators and graphs."""
 ROOT = 0
 Refused = NonFiniteError | FrameError
-R = TypeVar("R")
-
-
-def check_step(owner: object, gamma: float | None) -> None:
-    """Raises a ConfigError unless gamma is None or lies in (0, 1]."""
-    if gamma is not None:
-        in_range(owner, "gamma", gamma, 1e-9, 1.0)
 
 
 def known_step(gamma: float | None, mem: Memory) -> Memory | None:
@@ -53,24 +44,6 @@ def agreed_step(u: Tensor, said: Tensor, here: Here) -> Generator[Ask, Answer, M
     own = 1 - left / square if square > 0 else float("nan")
     mean = yield from agreed_mean(own, here)
     return {} if math.isnan(mean) else {"gamma": host.float_(min(1.0, max(1e-6, SAFETY * mean)))}
-
-
-def or_refuse(
-    talk: Generator[Ask, Answer, R], here: Here, measuring: bool
-) -> Generator[Ask, Answer, R]:
-    """Runs a talk that may fail; in a round that measures, all ranks then hear why at once.
-
-    Args:
-        talk: what may fail.
-        here: where this worker stands.
-        measuring: whether an `agreed_step` follows, for which the others would wait.
-    """
-    try:
-        return (yield from talk)
-    except (NonFiniteError, FrameError) as error:
-        if measuring:
-            yield from agreed_mean(error, here)
-        raise
 
 
 def agreed_mean(own: float | Refused, here: Here) -> Generator[Ask, Answer, float]:

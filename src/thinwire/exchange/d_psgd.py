@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from thinwire.compress import Compressor
-from thinwire.exchange.base import Exchange, Here, Memory, Talk
+from thinwire.exchange.alarm import or_refuse
+from thinwire.exchange.base import Here, Memory, Talk
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix
+from thinwire.exchange.over_graph import Mixing
 from thinwire.flat import Spans
-from thinwire.topology import RingGraph, Topology
-from thinwire.value import of_kind, one_of
 
 
 @dataclass(frozen=True, repr=False)
-class DPSGD(Exchange):
+class DPSGD(Mixing):
     """Each worker tells its neighbours its model, and takes the weighted mean of theirs.
 
     Mixing before the local steps: x_i <- sum_j W_ij x_j - delta_i; after: sum_j W_ij (x_j -
@@ -32,14 +31,6 @@ class DPSGD(Exchange):
     Source: D-PSGD (arXiv 1705.09056), which mixes before.
     """
 
-    replicates: ClassVar[bool] = False
-    topology: Topology = field(default_factory=RingGraph)
-    mixing: Literal["after", "before"] = "after"
-
-    def __post_init__(self) -> None:
-        of_kind(self, "topology", self.topology, Topology)
-        one_of(self, "mixing", self.mixing, ("after", "before"))
-
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_accurate(compressor, "DPSGD")
 
@@ -49,7 +40,9 @@ class DPSGD(Exchange):
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         if self.mixing == "before":
-            heard = yield from mix(anchor, here, self.topology)
+            talk = mix(anchor, here, self.topology, beside=delta)
+            heard = yield from or_refuse(talk, here, self.topology)
             return anchor - heard.mixed + delta, mem
-        heard = yield from mix(anchor - delta, here, self.topology)
+        talk = mix(anchor - delta, here, self.topology)
+        heard = yield from or_refuse(talk, here, self.topology)
         return anchor - heard.mixed, mem

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from thinwire import host
 from thinwire.compress import Compressor
-from thinwire.exchange.base import Exchange, Here, Memory, Talk
-from thinwire.exchange.consensus import agreed_step, check_step, known_step, or_refuse
+from thinwire.exchange.alarm import or_refuse
+from thinwire.exchange.base import Here, Memory, Talk
+from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix
+from thinwire.exchange.over_graph import Stepping
 from thinwire.flat import Spans
-from thinwire.topology import RingGraph, Topology
-from thinwire.value import of_kind
 
 
 @dataclass(frozen=True, repr=False)
-class DeepSqueeze(Exchange):
+class DeepSqueeze(Stepping):
     """Each worker tells its neighbours its compressed model and steps towards theirs.
 
     v = x - delta + m; say C(v); m' = v - said; x <- x - delta + gamma (mix(said) - said). No
@@ -35,14 +34,6 @@ class DeepSqueeze(Exchange):
     Source: DeepSqueeze (arXiv 1907.07346).
     """
 
-    replicates: ClassVar[bool] = False
-    topology: Topology = field(default_factory=RingGraph)
-    gamma: float | None = None
-
-    def __post_init__(self) -> None:
-        of_kind(self, "topology", self.topology, Topology)
-        check_step(self, self.gamma)
-
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(Feedback(), compressor, spans, "DeepSqueeze")
 
@@ -54,7 +45,7 @@ class DeepSqueeze(Exchange):
         v = anchor - delta + mem["residual"]
         step = known_step(self.gamma, mem)
         talk = mix(v, here, self.topology)
-        heard = yield from or_refuse(talk, here, measuring=step is None)
+        heard = yield from or_refuse(talk, here, self.topology, measuring=step is None)
         if step is None:
             step = yield from agreed_step(v, heard.said, here)
         gamma = step.get("gamma", host.float_(0.0))

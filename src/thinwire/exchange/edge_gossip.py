@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.compress import Compressor
-from thinwire.errors import ConfigError, FrameError, NonFiniteError
-from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
-from thinwire.exchange.consensus import agreed_step, check_step, known_step, or_refuse
+from thinwire.errors import ConfigError, NonFiniteError
+from thinwire.exchange.alarm import or_refuse
+from thinwire.exchange.base import Here, Memory, Talk, tensor_name
+from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
-from thinwire.exchange.neighbours import pass_on
-from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
+from thinwire.exchange.neighbours import bound_of
+from thinwire.exchange.over_graph import Stepping
+from thinwire.exchange.refusal import encode_refusal, refusal
 from thinwire.flat import Spans
 from thinwire.topology import RandomMatching, Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.value import of_kind
 from thinwire.wire.body import pack, unpack
-from thinwire.wire.frame import HEADER, Kind, unseal
+from thinwire.wire.frame import Kind, unseal
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Met:
 
 
 @dataclass(frozen=True, repr=False)
-class EdgeGossip(Exchange):
+class EdgeGossip(Stepping):
     """Each pair of workers that ever met keeps two replicas; only they hear each other's changes.
 
     For each neighbour j of the round: u_j = x^_ij - (x - delta); say C(u_j) to j alone;
@@ -60,13 +60,7 @@ class EdgeGossip(Exchange):
     Differs: replicas per edge, which a graph that changes needs.
     """
 
-    replicates: ClassVar[bool] = False
     topology: Topology = field(default_factory=RandomMatching)
-    gamma: float | None = None
-
-    def __post_init__(self) -> None:
-        of_kind(self, "topology", self.topology, Topology)
-        check_step(self, self.gamma)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(Feedback(), compressor, spans, "EdgeGossip")
@@ -84,47 +78,41 @@ class EdgeGossip(Exchange):
         mem = {"start": anchor, **mem}
         step = known_step(self.gamma, mem)
         talk = self._meet(anchor - delta, mem, here)
-        met = yield from or_refuse(talk, here, measuring=step is None)
+        met = yield from or_refuse(talk, here, self.topology, measuring=step is None)
         if step is None:
             step = yield from agreed_step(*met.first, here)
         gamma = step.get("gamma", host.float_(0.0))
         return delta - gamma * met.pull, {**mem, **met.replicas, **step}
 
     def _meet(self, x: Tensor, mem: Memory, here: Here) -> Generator[Ask, Answer, Met]:
-        C, bound = here.compressor, HEADER + max(REFUSAL_BODY, here.compressor.nbytes(here.spans))
+        C, bound = here.compressor, bound_of(here)
         row = self.topology.row(here.rank, here.N, here.round, here.key.seed)
         others = [j for j in row if j != here.rank]
         takes = tuple(Take(j, bound) for j in others)
         met = Met(torch.zeros_like(x), {}, (x[:0], x[:0]))
         broken = kernels.active().first_nonfinite(x, here.spans.starts)
-        error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
-        try:
-            if broken >= 0:
-                frame = here.seal(Kind.REFUSAL, encode_refusal(error))
-                yield from turn(tuple(Post(to, frame, bound) for to in others), takes)
-                raise error
-            posts = []
-            for j in others:
-                mine = mem.get(f"mine/{j}", mem["start"])
-                payload = C.compress(mine - x, here.key.of_part(j), here.spans)
-                said = C.decompress(payload)
-                met = met if len(met.first[0]) else replace(met, first=(mine - x, said))
-                met.replicas[f"mine/{j}"] = mine - said
-                posts.append(Post(j, here.seal(Kind.SAID, pack(payload, C)), bound))
-            frames = yield from turn(tuple(posts), takes)
-            for j, frame in zip(others, frames, strict=True):
-                kind, body = unseal(frame, here.address(j), Kind.SAID, Kind.REFUSAL)
-                reader = here.reader(body, j)
-                if kind is Kind.REFUSAL:
-                    raise refusal(reader, here)
-                said = C.decompress(
-                    unpack(reader, C, here.spans, here.key_of(j).of_part(here.rank))
-                )
-                reader.end()
-                theirs = mem.get(f"theirs/{j}", mem["start"]) - said
-                met.replicas[f"theirs/{j}"] = theirs
-                met.pull.add_(theirs - met.replicas[f"mine/{j}"], alpha=row[j])
-        except (NonFiniteError, FrameError) as reason:
-            yield from pass_on(reason, here, self.topology, first=reason is error)
-            raise
+        if broken >= 0:
+            error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
+            frame = here.seal(Kind.REFUSAL, encode_refusal(error))
+            yield from turn(tuple(Post(to, frame, bound) for to in others), takes)
+            raise error
+        posts = []
+        for j in others:
+            mine = mem.get(f"mine/{j}", mem["start"])
+            payload = C.compress(mine - x, here.key.of_part(j), here.spans)
+            said = C.decompress(payload)
+            met = met if len(met.first[0]) else replace(met, first=(mine - x, said))
+            met.replicas[f"mine/{j}"] = mine - said
+            posts.append(Post(j, here.seal(Kind.SAID, pack(payload, C)), bound))
+        frames = yield from turn(tuple(posts), takes)
+        for j, frame in zip(others, frames, strict=True):
+            kind, body = unseal(frame, here.address(j), Kind.SAID, Kind.REFUSAL)
+            reader = here.reader(body, j)
+            if kind is Kind.REFUSAL:
+                raise refusal(reader, here)
+            said = C.decompress(unpack(reader, C, here.spans, here.key_of(j).of_part(here.rank)))
+            reader.end()
+            theirs = mem.get(f"theirs/{j}", mem["start"]) - said
+            met.replicas[f"theirs/{j}"] = theirs
+            met.pull.add_(theirs - met.replicas[f"mine/{j}"], alpha=row[j])
         return met

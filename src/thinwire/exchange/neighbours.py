@@ -12,18 +12,16 @@ from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.compress import Compressor, Payload
-from thinwire.errors import ConfigError, FrameError, NonFiniteError
+from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Here, Memory, tensor_name
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.topology import Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import as_bytes, pack, unpack
-from thinwire.wire.frame import HEADER, Kind, unseal
+from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, unseal
 
 SPOKEN = (Kind.SAID, Kind.PLEA)
 ALL_TENSORS = "its message, rotated or rescaled"
-TOLD_ROUNDS = 8
-"""Rounds ahead in which a worker tells of trouble where the graph changes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,12 @@ class Heard:
 
 
 def mix(
-    v: Tensor, here: Here, topology: Topology, silent: bool = False, plead: bool = False
+    v: Tensor,
+    here: Here,
+    topology: Topology,
+    silent: bool = False,
+    plead: bool = False,
+    beside: Tensor | None = None,
 ) -> Generator[Ask, Answer, Heard]:
     """Says C(v) to all listeners and returns what it was, and the mix of what was heard.
 
@@ -56,24 +59,20 @@ def mix(
         topology: who hears whom, and W.
         silent: says nothing this round, which counts as saying zero.
         plead: asks the neighbours for their replicas: see `repair`.
+        beside: (d,) float32 that this worker does not say but will use; it must be finite, too.
 
     Raises:
         NonFiniteError: this worker's message, or one that a neighbour tells of, is not finite.
-            Whoever hears of it tells its own listeners in the next round, so that all learn it.
+        FrameError: a neighbour's frame is broken. Of either `or_refuse` tells the others.
     """
     rank, row = here.rank, topology.row(here.rank, here.N, here.round, here.key.seed)
-    own, frame, error = _own_message(v, here, silent, plead)
-    posts = tuple(Post(to, frame, _bound(here)) for to in hearers(here, topology))
+    own, frame, error = _own_message(v, here, silent, plead, v if beside is None else beside)
+    posts = tuple(Post(to, frame, bound_of(here)) for to in hearers(here, topology))
     speakers = [j for j in row if j != rank]
-    frames = yield from turn(posts, tuple(Take(j, _bound(here)) for j in speakers))
-    told = dict(zip(speakers, frames, strict=True))
-    try:
-        if error is not None:
-            raise error
-        return _fold(own, told, row, here)
-    except (NonFiniteError, FrameError) as reason:
-        yield from pass_on(reason, here, topology, first=reason is error)
-        raise
+    frames = yield from turn(posts, tuple(Take(j, bound_of(here)) for j in speakers))
+    if error is not None:
+        raise error
+    return _fold(own, dict(zip(speakers, frames, strict=True)), row, here)
 
 
 def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], here: Here) -> Heard:
@@ -99,7 +98,8 @@ def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], he
     return Heard(said, mixed, missed, tuple(pleas))
 
 
-def _bound(here: Here) -> int:
+def bound_of(here: Here) -> int:
+    """Returns the most bytes that a message, or the news that there is none, can have."""
     return HEADER + max(REFUSAL_BODY, here.compressor.nbytes(here.spans))
 
 
@@ -121,13 +121,13 @@ def repair(
         here: where this worker stands.
         topology: who hears whom, and W.
     """
-    bound = HEADER + 4 * here.spans.d
+    bound, here = HEADER + 4 * here.spans.d, replace(here, part=REPAIR_PART)
     frame = here.seal(Kind.VECTOR, as_bytes(replica)) if heard.pleas else b""
     posts = tuple(Post(to, frame, bound) for to in heard.pleas)
+    if not posts and not plead:
+        return None
     row = topology.row(here.rank, here.N, here.round, here.key.seed)
     speakers = [j for j in row if j != here.rank] if plead else []
-    if not posts and not speakers:
-        return None
     frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
     if not plead or not all(frames):
         return None
@@ -154,9 +154,10 @@ def owes_repair(mem: Memory) -> bool:
 
 
 def _own_message(
-    v: Tensor, here: Here, silent: bool, plead: bool
+    v: Tensor, here: Here, silent: bool, plead: bool, beside: Tensor
 ) -> tuple[Payload | None, bytes, NonFiniteError | None]:
-    broken = kernels.active().first_nonfinite(v, here.spans.starts)
+    look, starts = kernels.active().first_nonfinite, here.spans.starts
+    broken = max(look(one, starts) for one in (v, beside))
     if broken >= 0:
         error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
         return None, here.seal(Kind.REFUSAL, encode_refusal(error)), error
@@ -168,25 +169,6 @@ def _own_message(
         return None, here.seal(Kind.REFUSAL, encode_refusal(error)), error
     kind = Kind.PLEA if plead else Kind.SAID
     return own, here.seal(kind, pack(own, here.compressor)), None
-
-
-def pass_on(
-    reason: NonFiniteError | FrameError, here: Here, topology: Topology, first: bool
-) -> Generator[Ask, Answer, None]:
-    """Tells this worker's listeners of the next rounds why there will be none.
-
-    Args:
-        reason: what went wrong.
-        here: where this worker stands.
-        topology: who hears whom.
-        first: whether this worker found it, and so has told this round's listeners already.
-    """
-    if first and topology.fixed:
-        return
-    for later in range(1, 2 if topology.fixed else 1 + TOLD_ROUNDS):
-        there = replace(here, round=here.round + later)
-        frame = there.seal(Kind.REFUSAL, encode_refusal(reason))
-        yield from turn(tuple(Post(to, frame, _bound(here)) for to in hearers(there, topology)))
 
 
 def check_graph(topology: Topology, N: int, whose: str, differences: bool) -> None:

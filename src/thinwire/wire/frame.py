@@ -20,6 +20,8 @@ _CHECKED = HEADER - 4
 MAX_BODY = (1 << 48) - 1
 BUFFER_PART = 0xFFFF
 """The part of a round in which a model's buffers are shared."""
+REPAIR_PART = 0xFFFE
+"""The part in which a worker that missed a message is told its neighbours' replicas whole."""
 
 
 class Kind(IntEnum):
