@@ -154,7 +154,7 @@ class Compressor(Value, ABC):
         """
         at = self.layout(spans if isinstance(spans, Spans) else Spans.of(spans))
         index = (
-            kernels.index_bytes_bound(at.domain_counts, at.domains)
+            kernels.index_bytes_bound(at.counts, at.groups, at.domains)
             if self.sparsifier.says_index
             else 0
         )

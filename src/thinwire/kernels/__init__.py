@@ -48,8 +48,8 @@ class Kernels:
     pack: Callable[[Tensor, int], Tensor]
     unpack: Callable[[Tensor, int, int], Tensor]
     largest_code: Callable[[Tensor, int, int], int]
-    encode_index: Callable[[Tensor, Tensor, Tensor], Tensor]
-    decode_index: Callable[[Tensor, Tensor, Tensor], tuple[Tensor | None, int, str]]
+    encode_index: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    decode_index: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor | None, int, str]]
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
 
 

@@ -64,6 +64,19 @@ def check_counts(counts: torch.Tensor, starts: torch.Tensor) -> None:
         raise ValueError("a count lies outside its group")
 
 
+def check_domains(domains: torch.Tensor | None, starts: torch.Tensor) -> None:
+    """Raises ValueError unless every domain is made of whole groups.
+
+    Args:
+        domains: (S + 1,) int64, or None where each group is one.
+        starts: (G + 1,) int64.
+    """
+    if domains is not None:
+        check_starts(domains, int(starts[-1]))
+        if not bool(torch.isin(domains, starts).all()):
+            raise ValueError("every domain must start where a group does")
+
+
 def check_rotation(starts: torch.Tensor, out_starts: torch.Tensor, n: int, inverse: bool) -> None:
     """Raises ValueError unless `out_starts` pads every group of `starts` to a power of two.
 

@@ -16,6 +16,7 @@ from thinwire import host
 from thinwire.kernels.checks import (
     check_coded,
     check_counts,
+    check_domains,
     check_index,
     check_inside,
     check_kind,
@@ -669,42 +670,71 @@ def largest_code(data: torch.Tensor, n: int, width: int) -> int:
     return max((int(block.max()) for block, m in blocks if m), default=0)
 
 
-def _fixed_width(length: int) -> int:
-    return max(1, (length - 1).bit_length())
-
-
 def _bits(value: int, width: int) -> list[int]:
     return [(value >> i) & 1 for i in range(width)]
 
 
-def _cheapest(positions: list[int], length: int) -> tuple[int, list[int]]:
-    """Chooses the shortest code of one group and writes it: its tag and its bits."""
-    k, width = len(positions), _fixed_width(length)
+_Inside = list[tuple[int, int, int]]
+"""The groups inside a domain: where each starts there, its length, its positions."""
+
+
+def _domains(
+    counts: torch.Tensor, starts: torch.Tensor, domains: torch.Tensor | None
+) -> list[tuple[int, int, _Inside]]:
+    groups, out = list(zip(_groups(starts), counts.tolist(), strict=True)), []
+    for lo, hi in _groups(starts if domains is None else domains):
+        inside: _Inside = []
+        while groups and groups[0][0][1] <= hi:
+            (start, end), k = groups.pop(0)
+            inside.append((start - lo, end - start, k))
+        out.append((lo, hi - lo, inside))
+    return out
+
+
+def _cheapest(positions: list[int], length: int, inside: _Inside) -> tuple[int, list[int]]:
+    """Chooses the shortest code of one domain and writes it: its tag and its bits."""
+    k = len(positions)
     if k in (0, length):
         return ALL_OR_NONE, []
+    starts = [start for start, _, many in inside for _ in range(many)]
+    widths = [(size - 1).bit_length() for _, size, many in inside for _ in range(many)]
     gaps = [p - before - 1 for before, p in pairwise([-1, *positions])]
     # The order of the tuple is the rule for ties: lower code, then lower parameter.
-    choices = [(length, BITMAP, 0), (k * width, FIXED, 0)]
+    choices = [(length, BITMAP, 0), (sum(widths), FIXED, 0)]
     choices += [(sum((gap >> b) + 1 + b for gap in gaps), RICE, b) for b in range(32)]
     _, code, b = min(choices)
     if code == BITMAP:
         chosen = set(positions)
         return BITMAP, [int(p in chosen) for p in range(length)]
     if code == FIXED:
-        return FIXED, [bit for p in positions for bit in _bits(p, width)]
+        places = zip(positions, starts, widths, strict=True)
+        return FIXED, [bit for p, start, width in places for bit in _bits(p - start, width)]
     return RICE | b << 3, [bit for gap in gaps for bit in [1] * (gap >> b) + [0] + _bits(gap, b)]
 
 
-def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """Writes ascending indices group by group in whichever of four codes is the shortest.
+def _bytes(bits: list[int]) -> bytes:
+    padded = bits + [0] * (-len(bits) % 8)
+    return bytes(
+        sum(b << i for i, b in enumerate(padded[at : at + 8])) for at in range(0, len(padded), 8)
+    )
 
-    Each group is one tag byte and a bit stream, lowest bits first, padded to a byte with zeros.
-    With L the group's length, k its count, and positions counted from the group's start, the low
-    three bits of the tag say how to read the stream:
+
+def encode_index(
+    index: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Writes ascending indices domain by domain in whichever of four codes is the shortest.
+
+    Each domain is one tag byte and a bit stream, lowest bits first, padded to a byte with zeros.
+    With L the domain's length, k its count, and positions counted from the domain's start, the
+    low three bits of the tag say how to read the stream:
 
     * 0, nothing follows: k is 0 or L (always chosen then).
     * 1, bitmap: L bits.
-    * 2, fixed width: max(1, bit length of L - 1) bits for each position.
+    * 2, fixed width: each position, counted from its group's start, in the bits that the group's
+      length less one needs.
     * 3, Golomb-Rice: for each gap (entries skipped since the last position), gap >> b ones, a
       zero, and the b low bits of the gap, with b from 0 to 31 in the high five bits of the tag.
 
@@ -714,9 +744,10 @@ def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
         index: (sum of counts,) int64 flat indices, ascending, without repeats.
         counts: (G,) int64.
         starts: (G + 1,) int64.
+        domains: (S + 1,) int64, some of the starts; None where each group is a domain.
 
     Returns:
-        (bytes,) uint8, at most `index_bytes_bound(counts, starts)` of them.
+        (bytes,) uint8, at most `index_bytes_bound` of them.
 
     Raises:
         ValueError: when the indices do not ascend within their groups.
@@ -725,23 +756,27 @@ def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
         >>> counts, starts = torch.tensor([2]), torch.tensor([0, 9])
         >>> encode_index(torch.tensor([0, 3]), counts, starts).tolist()
         [3, 6]
+        >>> counts, starts = torch.tensor([1, 1]), torch.tensor([0, 8, 16])
+        >>> encode_index(torch.tensor([5, 9]), counts, starts, torch.tensor([0, 16])).tolist()
+        [2, 13]
     """
     check_counts(counts, starts)
+    check_domains(domains, starts)
     check_typed(index, torch.int64)
-    out = bytearray()
-    sizes = counts.tolist()
-    if sum(sizes) != index.numel():
-        raise ValueError(f"{index.numel()} indices for counts that add up to {sum(sizes)}")
-    for (lo, hi), chosen in zip(_groups(starts), torch.split(index, sizes), strict=True):
-        positions = (chosen - lo).tolist()
-        if any(b <= a for a, b in pairwise([-1, *positions, hi - lo])):
-            raise ValueError("indices must ascend within their groups")
-        tag, bits = _cheapest(positions, hi - lo)
+    out, at = bytearray(), 0
+    if int(counts.sum()) != index.numel():
+        raise ValueError(f"{index.numel()} indices for counts that add up to {int(counts.sum())}")
+    for lo, length, inside in _domains(counts, starts, domains):
+        positions = []
+        for start, size, k in inside:
+            chosen = (index[at : at + k] - lo).tolist()
+            at += k
+            if any(b <= a for a, b in pairwise([start - 1, *chosen, start + size])):
+                raise ValueError("indices must ascend within their groups")
+            positions += chosen
+        tag, bits = _cheapest(positions, length, inside)
         out.append(tag)
-        bits += [0] * (-len(bits) % 8)
-        out += bytes(
-            sum(b << i for i, b in enumerate(bits[at : at + 8])) for at in range(0, len(bits), 8)
-        )
+        out += _bytes(bits)
     return torch.tensor(list(out), dtype=torch.uint8, device=host.CPU)
 
 
@@ -751,21 +786,21 @@ class _Refused(Exception):
 
 
 class _Reader:
-    """Reads an index stream bit by bit and refuses to go past its end."""
+    """Reads a stream bit by bit and refuses to go past its end."""
 
     def __init__(self, data: torch.Tensor) -> None:
-        self.data = data
+        self.data = data.contiguous().numpy().tobytes()
         self.at = 0
 
     def need(self, bits: int) -> None:
-        if self.at + bits > 8 * self.data.numel():
+        if self.at + bits > 8 * len(self.data):
             raise _Refused(ENDS_EARLY)
 
     def number(self, width: int) -> int:
         self.need(width)
         value = 0
         for i in range(width):
-            value |= (int(self.data[self.at >> 3]) >> (self.at & 7) & 1) << i
+            value |= (self.data[self.at >> 3] >> (self.at & 7) & 1) << i
             self.at += 1
         return value
 
@@ -774,7 +809,8 @@ class _Reader:
             raise _Refused(PADDING)
 
 
-def _read_group(reader: _Reader, k: int, length: int) -> list[int]:
+def _read_domain(reader: _Reader, length: int, inside: _Inside) -> list[int]:
+    k = sum(many for _, _, many in inside)
     tag = reader.number(8)
     code, b = tag & 7, tag >> 3
     if code > RICE:
@@ -798,15 +834,17 @@ def _read_group(reader: _Reader, k: int, length: int) -> list[int]:
         if ones != k:
             raise _Refused(WRONG_ONES, ones, k)
     elif code == FIXED:
-        width = _fixed_width(length)
-        reader.need(k * width)
-        for _ in range(k):
-            p = reader.number(width)
-            if p >= length:
-                raise _Refused(OUTSIDE, p, length)
-            if positions and p <= positions[-1]:
-                raise _Refused(NOT_ASCENDING)
-            positions.append(p)
+        reader.need(sum(many * (size - 1).bit_length() for _, size, many in inside if many))
+        for start, size, many in inside:
+            before = -1
+            for _ in range(many):
+                p = reader.number((size - 1).bit_length())
+                if p >= size:
+                    raise _Refused(OUTSIDE, p, size)
+                if p <= before:
+                    raise _Refused(NOT_ASCENDING)
+                before = p
+                positions.append(start + p)
     else:
         p = -1
         for _ in range(k):
@@ -824,7 +862,10 @@ def _read_group(reader: _Reader, k: int, length: int) -> list[int]:
 
 
 def decode_index(
-    data: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
+    data: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, int, str]:
     """Reads back the indices that `encode_index` wrote, or says why the bytes are not such.
 
@@ -836,6 +877,7 @@ def decode_index(
         data: (bytes,) uint8, possibly longer than needed.
         counts: (G,) int64.
         starts: (G + 1,) int64.
+        domains: (S + 1,) int64, as in `encode_index`.
 
     Returns:
         The (sum of counts,) int64 flat indices, ascending, the bytes used, and ""; or None, 0
@@ -849,33 +891,42 @@ def decode_index(
         (None, 0, 'unknown index code 6')
     """
     check_counts(counts, starts)
+    check_domains(domains, starts)
     check_typed(data, torch.uint8)
     reader, index = _Reader(data), []
     try:
-        for (lo, hi), k in zip(_groups(starts), counts.tolist(), strict=True):
-            index += [lo + p for p in _read_group(reader, k, hi - lo)]
+        for lo, length, inside in _domains(counts, starts, domains):
+            index += [lo + p for p in _read_domain(reader, length, inside)]
     except _Refused as refused:
         return None, 0, refused.problem
     return host.ints(index), reader.at // 8, ""
 
 
-def index_bytes_bound(counts: torch.Tensor, starts: torch.Tensor) -> int:
+def index_bytes_bound(
+    counts: torch.Tensor, starts: torch.Tensor, domains: torch.Tensor | None = None
+) -> int:
     """Says how many bytes `encode_index` needs at most for these counts, whatever the indices.
 
     Args:
         counts: (G,) int64.
         starts: (G + 1,) int64.
+        domains: (S + 1,) int64, as in `encode_index`.
 
     Examples:
         >>> index_bytes_bound(torch.tensor([2, 0]), torch.tensor([0, 9, 12]))
         3
     """
     check_counts(counts, starts)
-    lengths = starts.diff()
+    check_domains(domains, starts)
     # The exponent of a float64 is the bit length of the integer it holds.
-    width = torch.frexp((lengths - 1).clamp(min=0).double()).exponent.clamp(min=1)
-    bits = torch.minimum(lengths, counts * width)
-    bits = torch.where((counts == 0) | (counts == lengths), 0, bits)
+    widths = torch.frexp((starts.diff() - 1).clamp(min=0).double()).exponent
+    edges = torch.searchsorted(starts, starts if domains is None else domains)
+    lengths = starts[edges].diff()
+    kept, fixed = (
+        torch.cat([per_group.new_zeros(1), per_group.cumsum(0)])[edges].diff()
+        for per_group in (counts, counts * widths)
+    )
+    bits = torch.where((kept == 0) | (kept == lengths), 0, torch.minimum(lengths, fixed))
     return int((1 + (bits + 7) // 8).sum())
 
 

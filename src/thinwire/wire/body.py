@@ -44,10 +44,11 @@ class Reader:
             self.fail(f"{what} holds a NaN or an infinity")
         return values
 
-    def index(self, counts: Tensor, domains: Tensor) -> Tensor:
+    def index(self, counts: Tensor, groups: Tensor, domains: Tensor) -> Tensor:
         """Returns the next index section, (sum counts,) int64."""
-        rest = as_tensor(self._view[self._at :])
-        index, used, problem = kernels.active().decode_index(rest, counts, domains)
+        most = kernels.index_bytes_bound(counts, groups, domains)
+        rest = as_tensor(self._view[self._at : self._at + most])
+        index, used, problem = kernels.active().decode_index(rest, counts, groups, domains)
         if index is None:
             self.fail(problem)
         self.take(used, "index section")
@@ -102,7 +103,7 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
     at, sections = payload.layout, []
     if compressor.sparsifier.says_index:
         assert payload.index is not None
-        index = kernels.active().encode_index(payload.index, at.domain_counts, at.domains)
+        index = kernels.active().encode_index(payload.index, at.counts, at.groups, at.domains)
         sections.append(as_bytes(index))
     if isinstance(payload.values, Codes):
         sections.append(as_bytes(payload.values.scales))
@@ -127,7 +128,7 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     at = compressor.layout(spans)
     sparsifier, quantizer = compressor.sparsifier, compressor.quantizer
     if sparsifier.says_index:
-        index: Tensor | None = reader.index(at.domain_counts, at.domains)
+        index: Tensor | None = reader.index(at.counts, at.groups, at.domains)
     else:
         index = sparsifier.select(host.empty(0), at, key)
     if quantizer.scales == 0:
@@ -146,7 +147,7 @@ def pack_sparse(index: Tensor, values: Tensor, d: int) -> bytes:
         d: entries of the vector.
     """
     counts, domain = host.ints([len(index)]), host.ints([0, d])
-    section = kernels.active().encode_index(index, counts, domain)
+    section = kernels.active().encode_index(index, counts, domain, None)
     return len(index).to_bytes(6, "little") + as_bytes(section) + as_bytes(values)
 
 
@@ -159,7 +160,8 @@ def unpack_sparse(reader: Reader, d: int) -> Tensor:
     n = int.from_bytes(reader.take(6, "count"), "little")
     if n > d or 4 * n > len(reader):
         reader.fail(f"{n} entries are announced; d is {d} and {len(reader)} bytes are left")
-    index = reader.index(host.ints([n]), host.ints([0, d]))
+    domain = host.ints([0, d])
+    index = reader.index(host.ints([n]), domain, domain)
     vector = host.zeros(d)
     vector[index] = reader.floats(n, "values")
     return vector
