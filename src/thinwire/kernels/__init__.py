@@ -50,6 +50,8 @@ class Kernels:
     largest_code: Callable[[Tensor, int, int], int]
     encode_index: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     decode_index: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor | None, int, str]]
+    encode_codes: Callable[[Tensor, int, int], Tensor]
+    decode_codes: Callable[[Tensor, int, int, int], tuple[Tensor | None, int, str]]
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
 
 

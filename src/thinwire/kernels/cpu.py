@@ -16,6 +16,7 @@ import numba
 from thinwire import host
 from thinwire.kernels.cpu_codes import largest_code, pack, unpack
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
+from thinwire.kernels.cpu_entropy import decode_codes, encode_codes
 from thinwire.kernels.cpu_index import decode_index, encode_index
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_quantize import quantize, quantize_levels, signs
@@ -27,7 +28,9 @@ __all__ = [
     "accumulate",
     "accumulate_codes",
     "decode",
+    "decode_codes",
     "decode_index",
+    "encode_codes",
     "encode_index",
     "extrema",
     "first_nonfinite",
@@ -82,6 +85,7 @@ def _call_each() -> None:
     index = topk(v, starts, counts)
     gather(v, index)
     decode_index(encode_index(index, counts, starts), counts, starts)
+    decode_codes(encode_codes(pack(host.ints([9] * 100), 4), 100, 4), 100, 4, 14)
     accumulate(host.zeros(3), None, v, 1.0)
     accumulate(host.zeros(3), index, v[:2], 1.0)
     accumulate_codes(host.zeros(3), None, codes, 4, starts, low, step, 1.0)

@@ -116,7 +116,7 @@ def _choose(index: Array, counts: Array, starts: Array, domains: Array, tags: Ar
 
 
 @kernel
-def _put(words: Array, at: Number, value: Number, width: Number) -> Number:
+def put(words: Array, at: Number, value: Number, width: Number) -> Number:
     """Writes `width` < 64 bits at bit `at`; returns the bit after them."""
     shift = _U64(at & 63)
     words[at >> 6] |= _U64(value) << shift
@@ -132,10 +132,10 @@ def _put_rice(words: Array, at: Number, index: Array, start: Number, b: Number) 
         before = index[j]
         ones = gap >> b
         while ones >= 31:
-            at = _put(words, at, (1 << 31) - 1, 31)
+            at = put(words, at, (1 << 31) - 1, 31)
             ones -= 31
         low = gap & ((1 << b) - 1)
-        at = _put(words, at, (1 << ones) - 1 | low << (ones + 1), ones + 1 + b)
+        at = put(words, at, (1 << ones) - 1 | low << (ones + 1), ones + 1 + b)
     return at
 
 
@@ -148,18 +148,18 @@ def _write(
     at = np.int64(0)
     for s in range(tags.size):
         first = done
-        at = _put(words, at, np.int64(tags[s]), 8)
+        at = put(words, at, np.int64(tags[s]), 8)
         begin = at
         while g < counts.size and starts[g + 1] <= domains[s + 1]:
             if tags[s] == _FIXED:
                 width = _width_of(starts[g + 1] - starts[g])
                 for j in range(done, done + counts[g]):
-                    at = _put(words, at, index[j] - starts[g], width)
+                    at = put(words, at, index[j] - starts[g], width)
             done += counts[g]
             g += 1
         if tags[s] == _BITMAP:
             for j in range(first, done):
-                _put(words, begin + index[j] - domains[s], 1, 1)
+                put(words, begin + index[j] - domains[s], 1, 1)
             at = begin + domains[s + 1] - domains[s]
         elif tags[s] & 7 == _RICE:
             at = _put_rice(words, at, index[first:done], domains[s], np.int64(tags[s] >> 3))
@@ -189,7 +189,7 @@ def encode_index(
 
 
 @kernel
-def _peek(words: Array, at: Number) -> Number:
+def peek(words: Array, at: Number) -> Number:
     """Returns the 64 bits from bit `at` on."""
     shift = _U64(at & 63)
     low = words[at >> 6] >> shift
@@ -210,7 +210,7 @@ def _read_bitmap(words: Array, at: Number, end: Number, length: Number, out: Arr
         return _ENDS_EARLY, 0, 0, 0
     ones = 0
     for p in range(0, length, 64):
-        word = _peek(words, at + p)
+        word = peek(words, at + p)
         if length - p < 64:
             word &= (_U64(1) << _U64(length - p)) - _U64(1)
         ones += _ones(word)
@@ -218,7 +218,7 @@ def _read_bitmap(words: Array, at: Number, end: Number, length: Number, out: Arr
         return _WRONG_ONES, ones, out.size, 0
     m = 0
     for p in range(0, length, 64):
-        word = _peek(words, at + p)
+        word = peek(words, at + p)
         if length - p < 64:
             word &= (_U64(1) << _U64(length - p)) - _U64(1)
         while word:
@@ -235,7 +235,7 @@ def _read_fixed(words: Array, at: Number, end: Number, length: Number, out: Arra
     mask = (_U64(1) << _U64(width)) - _U64(1)
     before = np.int64(-1)
     for m in range(out.size):
-        p = np.int64(_peek(words, at) & mask)
+        p = np.int64(peek(words, at) & mask)
         at += width
         if p >= length:
             return _OUTSIDE, p, length, 0
@@ -255,11 +255,11 @@ def _read_rice(
     most = length >> b
     for m in range(out.size):
         # Bits after the end are zeros, so no one is counted there.
-        word = _peek(words, at)
+        word = peek(words, at)
         ones = np.int64(trailing_zeros(~word))
         held = ones
         while held == 64 and ones <= most:
-            word = _peek(words, at + ones)
+            word = peek(words, at + ones)
             held = np.int64(trailing_zeros(~word))
             ones += held
         if ones > most:
@@ -267,7 +267,7 @@ def _read_rice(
         at += ones + 1
         if at + b > end:
             return _ENDS_EARLY, 0, 0, 0
-        low = word >> _U64(held) >> _U64(1) if held + b < 64 else _peek(words, at)
+        low = word >> _U64(held) >> _U64(1) if held + b < 64 else peek(words, at)
         p += 1 + (ones << b) + np.int64(low & mask)
         at += b
         if p >= length:
@@ -287,7 +287,7 @@ def _read(
     for s in range(domains.size - 1):
         if at >= end:
             return _ENDS_EARLY, 0, 0, 0
-        tag = np.int64(_peek(words, at) & _U64(0xFF))
+        tag = np.int64(peek(words, at) & _U64(0xFF))
         at += 8
         code = tag & 7
         if code > _RICE:
@@ -328,7 +328,7 @@ def _read(
             return status, a, b, 0
         room += domains[s]
         if at & 7:
-            if _peek(words, at) & ((_U64(1) << _U64(8 - (at & 7))) - _U64(1)):
+            if peek(words, at) & ((_U64(1) << _U64(8 - (at & 7))) - _U64(1)):
                 return _PADDING, 0, 0, 0
             at = (at + 7) >> 3 << 3
     return _FINE, 0, 0, at >> 3

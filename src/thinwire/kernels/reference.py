@@ -28,6 +28,7 @@ from thinwire.kernels.checks import (
     check_unsigned_levels,
     check_vector,
     check_width,
+    packed_bytes,
 )
 
 Key = tuple[int, int]
@@ -45,7 +46,12 @@ PAIR = 64
 
 ALL_OR_NONE, BITMAP, FIXED, RICE = range(4)
 
-# One row per way an index stream can be refused; both tables answer with its place in this list.
+AS_PACKED, AS_ENTROPY = range(2)
+STATE = 1 << 24
+"""A state of the entropy coder before its first code; it stays below 2**16 times that."""
+STATE_BYTES = 5
+
+# One row per way a stream can be refused; both tables answer with its place in this list.
 PROBLEMS = (
     "",
     "index stream ends early",
@@ -57,6 +63,15 @@ PROBLEMS = (
     "a gap runs past a group of {0}",
     "positions do not ascend",
     "padding bits are not zero",
+    "unknown form {0} of the codes",
+    "code {0} is above {1}",
+    "padding bits after the codes are not zero",
+    "code stream ends early",
+    "a table of {0} codes, at most {1} are told apart",
+    "a table holds a code above {0}",
+    "shares add up to more than {0}",
+    "a state lies outside its range",
+    "the code stream does not end as it began",
 )
 (
     FINE,
@@ -69,11 +84,20 @@ PROBLEMS = (
     GAP_OUTSIDE,
     NOT_ASCENDING,
     PADDING,
+    UNKNOWN_FORM,
+    CODE_ABOVE,
+    CODE_PADDING,
+    CODES_END_EARLY,
+    TOO_MANY_CODES,
+    TABLE_ABOVE,
+    SHARES_ABOVE,
+    STATE_OUTSIDE,
+    UNFINISHED,
 ) = range(len(PROBLEMS))
 
 
 def explain(status: int, first: int, second: int) -> str:
-    """Says in words why an index stream was refused, and nothing when it was not.
+    """Says in words why a stream was refused, and nothing when it was not.
 
     Args:
         status: place in `PROBLEMS`.
@@ -788,13 +812,14 @@ class _Refused(Exception):
 class _Reader:
     """Reads a stream bit by bit and refuses to go past its end."""
 
-    def __init__(self, data: torch.Tensor) -> None:
+    def __init__(self, data: torch.Tensor, ends_early: int) -> None:
         self.data = data.contiguous().numpy().tobytes()
+        self.ends_early = ends_early
         self.at = 0
 
     def need(self, bits: int) -> None:
         if self.at + bits > 8 * len(self.data):
-            raise _Refused(ENDS_EARLY)
+            raise _Refused(self.ends_early)
 
     def number(self, width: int) -> int:
         self.need(width)
@@ -893,7 +918,7 @@ def decode_index(
     check_counts(counts, starts)
     check_domains(domains, starts)
     check_typed(data, torch.uint8)
-    reader, index = _Reader(data), []
+    reader, index = _Reader(data, ENDS_EARLY), []
     try:
         for lo, length, inside in _domains(counts, starts, domains):
             index += [lo + p for p in _read_domain(reader, length, inside)]
@@ -928,6 +953,210 @@ def index_bytes_bound(
     )
     bits = torch.where((kept == 0) | (kept == lengths), 0, torch.minimum(lengths, fixed))
     return int((1 + (bits + 7) // 8).sum())
+
+
+def entropy_shape(n: int) -> tuple[int, int]:
+    """Says with how many bits and lanes n codes are entropy-coded.
+
+    Args:
+        n: number of codes.
+
+    Returns:
+        The bits R of a share, 2**R together, and the number of states that take turns.
+
+    Examples:
+        >>> entropy_shape(1000), entropy_shape(1 << 20)
+        ((10, 1), (16, 8))
+    """
+    return min(16, max(8, n.bit_length())), 8 if n >= 1 << 16 else 1
+
+
+def entropy_shares(counts: list[int], R: int) -> list[int]:
+    """Turns how often each code occurs into shares of 2**R, at least 1 for a code that occurs.
+
+    Each count is scaled and rounded (halves up); what is left over or missing then goes to, or
+    comes from, the most frequent code, the lowest on a tie.
+
+    Args:
+        counts: how often each code occurs, of which at most 2**(R // 2) occur.
+        R: bits of a share.
+
+    Examples:
+        >>> entropy_shares([3, 0, 1, 4], 8)
+        [96, 0, 32, 128]
+    """
+    n, M = sum(counts), 1 << R
+    shares = [max(1, (2 * c * M + n) // (2 * n)) if c else 0 for c in counts]
+    shares[counts.index(max(counts))] += M - sum(shares)
+    return shares
+
+
+def _gamma(value: int) -> list[int]:
+    j = value.bit_length() - 1
+    return [1] * j + [0] + _bits(value, j)
+
+
+def _table(shares: list[int]) -> bytes:
+    used = [code for code, share in enumerate(shares) if share]
+    bits = _bits(len(used) - 1, 8)
+    for before, code in pairwise([-1, *used]):
+        bits += _gamma(code - before)
+        if code != used[-1]:
+            e = shares[code].bit_length() - 1
+            bits += _bits(e, 4) + _bits(shares[code], e)
+    return _bytes(bits)
+
+
+def _entropy_coded(codes: list[int], width: int) -> bytes | None:
+    """Codes by shares of an interval (rANS), last code first; None where too many differ."""
+    R, lanes = entropy_shape(len(codes))
+    counts = [0] * (1 << width)
+    for code in codes:
+        counts[code] += 1
+    if not codes or sum(c > 0 for c in counts) > 1 << R // 2:
+        return None
+    shares = entropy_shares(counts, R)
+    below = [0, *torch.tensor(shares).cumsum(0).tolist()]
+    x, words = [STATE] * lanes, []
+    for i in range(len(codes) - 1, -1, -1):
+        lane, f = i % lanes, shares[codes[i]]
+        if x[lane] >= f << (40 - R):
+            words.append(x[lane] & 0xFFFF)
+            x[lane] >>= 16
+        x[lane] = (x[lane] // f << R) + below[codes[i]] + x[lane] % f
+    states = b"".join(state.to_bytes(STATE_BYTES, "little") for state in x)
+    return _table(shares) + states + b"".join(w.to_bytes(2, "little") for w in reversed(words))
+
+
+def encode_codes(packed: torch.Tensor, n: int, width: int) -> torch.Tensor:
+    """Writes n packed codes in the shorter of two forms: as they are, or entropy-coded.
+
+    One byte names the form: 0, the packed codes follow; 1, only where that is shorter, and where
+    at most 2**(R // 2) different codes occur (R and the lanes from `entropy_shape`):
+
+    * a bit stream, lowest bits first, zero-padded: the number of codes that occur, less one, in 8
+      bits; then for each, ascending, its distance to the one before (the first to -1) as an
+      Elias gamma number (j ones, a zero, the j low bits of a number of j + 1 bits), and, but for
+      the last, e in 4 bits and e bits: its share of 2**R without its highest bit, which is bit e;
+    * each lane's state in 5 bytes, at least `STATE` and below 2**16 times that;
+    * words of 16 bits.
+
+    A reader takes code i from lane i % lanes: of the state x the low R bits lie in the code's
+    share f, which begins at b; x becomes f (x >> R) + (x mod 2**R) - b, and where that is below
+    `STATE` the next word enters from below. After the last code every state is `STATE`.
+
+    Args:
+        packed: (packed_bytes(n, width),) uint8.
+        n: number of codes.
+        width: bits per code, 1..16.
+
+    Returns:
+        (bytes,) uint8, at most 1 + packed_bytes(n, width) of them.
+
+    Examples:
+        >>> packed = pack(torch.full((1000,), 7, dtype=torch.int32), 4)
+        >>> encode_codes(packed, 1000, 4).tolist()
+        [1, 0, 7, 0, 0, 0, 1, 0]
+    """
+    coded = _entropy_coded(unpack(packed, n, width).tolist(), width)
+    if coded is None or len(coded) >= packed.numel():
+        return torch.cat([packed.new_full((1,), AS_PACKED), packed])
+    return torch.tensor([AS_ENTROPY, *coded], dtype=torch.uint8, device=host.CPU)
+
+
+def _read_shares(reader: _Reader, R: int, top: int) -> list[tuple[int, int]]:
+    m, total, code = reader.number(8) + 1, 0, -1
+    if m > 1 << R // 2:
+        raise _Refused(TOO_MANY_CODES, m, 1 << R // 2)
+    out = []
+    for last in range(m - 1, -1, -1):
+        j = 0
+        while reader.number(1):
+            j += 1
+            if j > 16:
+                raise _Refused(TABLE_ABOVE, top)
+        code += (1 << j) + reader.number(j)
+        if code > top:
+            raise _Refused(TABLE_ABOVE, top)
+        f = (1 << R) - total
+        if last:
+            e = reader.number(4)
+            f = (1 << e) + reader.number(e)
+        total += f
+        if total > (1 << R) - (last > 0):
+            raise _Refused(SHARES_ABOVE, 1 << R)
+        out.append((code, f))
+    reader.align()
+    return out
+
+
+def _read_codes(reader: _Reader, n: int, top: int) -> list[int]:
+    R, lanes = entropy_shape(n)
+    shares = _read_shares(reader, R, top)
+    owner = [(code, f, slot) for code, f in shares for slot in range(f)]
+    x = [reader.number(8 * STATE_BYTES) for _ in range(lanes)]
+    if min(x) < STATE or max(x) >= STATE << 16:
+        raise _Refused(STATE_OUTSIDE)
+    codes = []
+    for i in range(n):
+        state = x[i % lanes]
+        code, f, within = owner[state & ((1 << R) - 1)]
+        state = f * (state >> R) + within
+        if state < STATE:
+            state = state << 16 | reader.number(16)
+        x[i % lanes] = state
+        codes.append(code)
+    if x != [STATE] * lanes:
+        raise _Refused(UNFINISHED)
+    return codes
+
+
+def decode_codes(
+    data: torch.Tensor, n: int, width: int, top: int
+) -> tuple[torch.Tensor | None, int, str]:
+    """Reads back the packed codes that `encode_codes` wrote, or says why the bytes are not such.
+
+    Any bytes are safe to give: nothing past the end is read, time and memory are bounded by n.
+    Bytes after the last word are left alone. The shares need not be the ones a sender takes.
+
+    Args:
+        data: (bytes,) uint8, possibly longer than needed.
+        n: number of codes.
+        width: bits per code, 1..16.
+        top: the greatest code, below 2**width.
+
+    Returns:
+        The (packed_bytes(n, width),) uint8 packed codes, the bytes used, and ""; or None, 0 and
+        the problem in a few words.
+
+    Examples:
+        >>> data = torch.tensor([1, 0, 7, 0, 0, 0, 1, 0, 99], dtype=torch.uint8)
+        >>> packed, used, problem = decode_codes(data, 1000, 4, 14)
+        >>> unpack(packed, 1000, 4).unique().tolist(), used, problem
+        ([7], 8, '')
+        >>> decode_codes(data, 1000, 4, 6)
+        (None, 0, 'a table holds a code above 6')
+    """
+    check_typed(data, torch.uint8)
+    check_width(width)
+    size, form = packed_bytes(n, width), int(data[0]) if data.numel() else None
+    try:
+        if form is None or (form == AS_PACKED and data.numel() <= size):
+            raise _Refused(CODES_END_EARLY)
+        if form == AS_PACKED:
+            largest = largest_code(data[1 : 1 + size], n, width)
+            if largest < 0:
+                raise _Refused(CODE_PADDING)
+            if largest > top:
+                raise _Refused(CODE_ABOVE, largest, top)
+            return data[1 : 1 + size], 1 + size, ""
+        if form != AS_ENTROPY:
+            raise _Refused(UNKNOWN_FORM, form)
+        reader = _Reader(data[1:], CODES_END_EARLY)
+        codes = torch.tensor(_read_codes(reader, n, top), dtype=torch.int32, device=host.CPU)
+    except _Refused as refused:
+        return None, 0, refused.problem
+    return pack(codes, width), 1 + reader.at // 8, ""
 
 
 def accumulate(
