@@ -11,6 +11,7 @@ from thinwire.compress.rotated import Rotated
 from thinwire.compress.sign import Sign
 from thinwire.compress.ternary import Ternary
 from thinwire.compress.topk import TopK
+from thinwire.compress.two_level import TwoLevel
 
 __all__ = [
     "QSGD",
@@ -28,4 +29,5 @@ __all__ = [
     "Sparsifier",
     "Ternary",
     "TopK",
+    "TwoLevel",
 ]

@@ -147,7 +147,10 @@ class Compressor(Value, ABC):
         return max(0.0, min(gammas, default=1.0))
 
     def nbytes(self, spans: Spans | int) -> int:
-        """Returns the most bytes a frame's body can have; exact where no index is said.
+        """Returns the most bytes a frame's body can have.
+
+        Exact where no index is said and codes have a fixed width, as `Sign`'s do and those of a
+        quantizer with coding "fixed".
 
         Args:
             spans: the tensors, or d for one plain vector.
@@ -249,7 +252,8 @@ class Compressor(Value, ABC):
     def _code_bytes(self, at: Layout) -> int:
         if not self.quantizer.scales:
             return 4 * at.n_codes
-        return kernels.packed_bytes(at.n_codes, self.quantizer.width)
+        form = 1 if self.quantizer.coding == "smallest" else 0
+        return form + kernels.packed_bytes(at.n_codes, self.quantizer.width)
 
 
 @lru_cache(maxsize=256)

@@ -39,6 +39,8 @@ class Kernels:
     quantize: Callable[[Tensor, Tensor, Tensor, int, Key], Tensor]
     quantize_levels: Callable[[Tensor, Tensor, Tensor, Tensor, int, Key], Tensor]
     signs: Callable[[Tensor], Tensor]
+    two_levels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    look_up: Callable[[Tensor, int, Tensor, Tensor], Tensor]
     fit: Callable[[Tensor, Tensor, int, Tensor, Tensor, Tensor], Tensor]
     decode: Callable[[Tensor, int, Tensor, Tensor, Tensor], Tensor]
     accumulate_codes: Callable[

@@ -144,6 +144,17 @@ def check_coded(
         raise ValueError("lows and steps must be float64")
 
 
+def check_books(
+    packed: torch.Tensor, width: int, starts: torch.Tensor, books: torch.Tensor
+) -> None:
+    """Raises ValueError unless these are packed codes with a float32 book for each group."""
+    n = int(starts[-1]) if starts.numel() else 0
+    check_starts(starts, n)
+    check_packed(packed, n, width)
+    if books.dtype != torch.float32 or books.shape != (starts.numel() - 1, 1 << width):
+        raise ValueError(f"expected {1 << width} float32 values for each group")
+
+
 def check_width(width: int) -> None:
     """Raises ValueError unless `width` is between 1 and 16 bits."""
     if not 1 <= width <= 16:

@@ -18,6 +18,7 @@ from thinwire.kernels.cpu_codes import largest_code, pack, unpack
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
 from thinwire.kernels.cpu_entropy import decode_codes, encode_codes
 from thinwire.kernels.cpu_index import decode_index, encode_index
+from thinwire.kernels.cpu_lloyd import look_up, two_levels
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.cpu_rotate import hadamard
@@ -38,6 +39,7 @@ __all__ = [
     "gather",
     "hadamard",
     "largest_code",
+    "look_up",
     "norms",
     "pack",
     "quantize",
@@ -45,6 +47,7 @@ __all__ = [
     "randk",
     "signs",
     "topk",
+    "two_levels",
     "unpack",
     "warm",
     "words",
@@ -77,6 +80,8 @@ def _call_each() -> None:
     norm, (lo, _) = norms(v, starts, "l2"), extrema(v, starts)
     codes = quantize(v, starts, norm, 4, key)
     quantize_levels(v, starts, lo, norm, 4, key)
+    halves, levels = two_levels(v, starts)
+    look_up(halves, 2, starts, levels.repeat(1, 2))
     low, step = lo.double(), norm.double()
     fit(v, codes, 4, starts, low, step)
     decode(codes, 4, starts, low, step)

@@ -178,9 +178,8 @@ def _read_table(
             return _SHARES_ABOVE, 1 << R, 0, 0, 0
         codes[i] = code
         shares[i] = f
-    if at & 7:
-        if peek(words, at) & ((np.uint64(1) << np.uint64(8 - (at & 7))) - np.uint64(1)):
-            return _PADDING, 0, 0, 0, 0
+    if at & 7 and peek(words, at) & ((np.uint64(1) << np.uint64(8 - (at & 7))) - np.uint64(1)):
+        return _PADDING, 0, 0, 0, 0
     return _FINE, 0, 0, m, (at + 7) >> 3
 
 

@@ -14,6 +14,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels.checks import (
+    check_books,
     check_coded,
     check_counts,
     check_domains,
@@ -43,6 +44,10 @@ BLOCK = 4096
 """Codes that are packed together."""
 PAIR = 64
 """Entries that share their random words with the next so many."""
+
+LLOYD_ROUNDS = 12
+LLOYD_STILL = 2.0**-10
+"""A threshold that moves by no more than this part of itself stands still."""
 
 ALL_OR_NONE, BITMAP, FIXED, RICE = range(4)
 
@@ -430,6 +435,73 @@ def signs(v: torch.Tensor) -> torch.Tensor:
         [1, 1, 0]
     """
     return pack((v >= 0).to(torch.int32), 1)
+
+
+def two_levels(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parts each group's magnitudes in two and answers the mean of either part (Lloyd, Max).
+
+    With m = |v| and t at first the mean of m: a is the mean of the m <= t, b of the m > t, and t
+    becomes (a + b) / 2, until it stands still, at most `LLOYD_ROUNDS` times in all. A part that is
+    empty has the other's mean. Everything is in float64, sums over lanes as in `norms`.
+
+    Args:
+        v: (n,) float32.
+        starts: (G + 1,) int64.
+
+    Returns:
+        The codes 2 (v >= 0) + (m > t), packed in 2 bits, and (G, 2) float32, a and b of each
+        group, 0 and 0 of an empty one.
+
+    Examples:
+        >>> packed, levels = two_levels(torch.tensor([1.0, -3.0, 1.5]), torch.tensor([0, 3]))
+        >>> unpack(packed, 3, 2).tolist(), levels.tolist()
+        ([2, 1, 2], [[1.25, 3.0]])
+    """
+    check_vector(v, starts)
+    codes, levels = [host.empty(0, torch.int32)], []
+    for lo, hi in _groups(starts):
+        m, t, a, b = v[lo:hi].to(torch.float64).abs(), math.inf, 0.0, 0.0
+        for again in range(LLOYD_ROUNDS - 1, -1, -1):
+            above = m > t
+            many, n = int(above.sum()), hi - lo
+            low = _lane_sum(m.where(~above, 0.0), lo)
+            high = _lane_sum(m.where(above, 0.0), lo)
+            if n:
+                b = high / many if many else low / n
+                a = low / (n - many) if many < n else b
+            middle = (a + b) / 2
+            if not again or (t < math.inf and abs(middle - t) <= LLOYD_STILL * t):
+                break
+            t = middle
+        codes.append(2 * (v[lo:hi] >= 0).to(torch.int32) + (m > t).to(torch.int32))
+        levels.append([a, b])
+    table = torch.tensor(levels, dtype=torch.float64, device=host.CPU).view(-1, 2)
+    return pack(torch.cat(codes), 2), table.to(torch.float32)
+
+
+def look_up(
+    packed: torch.Tensor, width: int, starts: torch.Tensor, books: torch.Tensor
+) -> torch.Tensor:
+    """Answers what each code stands for in its group's book.
+
+    Args:
+        packed: n codes, n = starts[-1].
+        width: bits per code, 1..8.
+        starts: (G + 1,) int64.
+        books: (G, 2**width) float32, the value of each code.
+
+    Returns:
+        (n,) float32.
+
+    Examples:
+        >>> packed = pack(torch.tensor([3, 0], dtype=torch.int32), 2)
+        >>> look_up(packed, 2, torch.tensor([0, 2]), torch.tensor([[-1.0, 0.0, 1.0, 9.0]])).tolist()
+        [9.0, -1.0]
+    """
+    check_books(packed, width, starts, books)
+    codes = unpack(packed, int(starts[-1]), width).to(torch.int64)
+    groups = torch.arange(len(books), device=host.CPU)
+    return books.flatten()[codes + (_spread(groups, starts) << width)]
 
 
 def fit(

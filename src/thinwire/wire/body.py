@@ -64,6 +64,16 @@ class Reader:
             self.fail(f"code {largest} is above {top}")
         return packed
 
+    def coded(self, n: int, width: int, top: int, what: str) -> Tensor:
+        """Returns the next n codes, which one byte says to be entropy-coded or not, packed."""
+        most = 1 + kernels.packed_bytes(n, width)
+        rest = as_tensor(self._view[self._at : self._at + most])
+        packed, used, problem = kernels.active().decode_codes(rest, n, width, top)
+        if packed is None:
+            self.fail(problem)
+        self.take(used, what)
+        return packed
+
     def end(self) -> None:
         """Refuses bytes left over."""
         if len(self):
@@ -106,8 +116,11 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
         index = kernels.active().encode_index(payload.index, at.counts, at.groups, at.domains)
         sections.append(as_bytes(index))
     if isinstance(payload.values, Codes):
-        sections.append(as_bytes(payload.values.scales))
-        sections.append(as_bytes(payload.values.packed))
+        codes = payload.values
+        packed = codes.packed
+        if compressor.quantizer.coding == "smallest":
+            packed = kernels.active().encode_codes(packed, codes.n, codes.width)
+        sections += [as_bytes(codes.scales), as_bytes(packed)]
     else:
         sections.append(as_bytes(payload.values))
     return b"".join(sections)
@@ -134,7 +147,8 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     if quantizer.scales == 0:
         return Payload(at, index, reader.floats(at.kept, "values"), key)
     scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
-    packed = reader.codes(at.n_codes, quantizer.width, quantizer.top, "codes")
+    read = reader.coded if quantizer.coding == "smallest" else reader.codes
+    packed = read(at.n_codes, quantizer.width, quantizer.top, "codes")
     return Payload(at, index, Codes(packed, at.n_codes, quantizer.width, scales), key)
 
 
