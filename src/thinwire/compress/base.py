@@ -100,7 +100,8 @@ class Payload:
 class Compressor(Value, ABC):
     """Says a vector in fewer bytes; a frozen value that composes as `sparsifier >> quantizer`.
 
-    Facts every compressor states: `biased`, `additive`, `contraction(spans)`, `nbytes(spans)`.
+    Facts every compressor states: `biased`, `additive`, `exact`, `contraction(spans)`,
+    `nbytes(spans)`.
     """
 
     @property
@@ -122,6 +123,11 @@ class Compressor(Value, ABC):
     def additive(self) -> bool:
         """Whether payloads of one round can be summed entry by entry without decoding."""
         return self.quantizer.scales == 0 and not self.sparsifier.says_index
+
+    @property
+    def exact(self) -> bool:
+        """Whether each body has the same bytes: no index is said, and codes have a fixed width."""
+        return not self.sparsifier.says_index and self.quantizer.coding == "fixed"
 
     def layout(self, spans: Spans) -> Layout:
         """Returns how a message over these tensors is cut; computed once for each pair."""
@@ -147,10 +153,7 @@ class Compressor(Value, ABC):
         return max(0.0, min(gammas, default=1.0))
 
     def nbytes(self, spans: Spans | int) -> int:
-        """Returns the most bytes a frame's body can have.
-
-        Exact where no index is said and codes have a fixed width, as `Sign`'s do and those of a
-        quantizer with coding "fixed".
+        """Returns the most bytes a frame's body can have, and where `exact` just those.
 
         Args:
             spans: the tensors, or d for one plain vector.
