@@ -10,6 +10,7 @@ from thinwire.compress import (
     Sign,
     Ternary,
     TopK,
+    TwoLevel,
 )
 from thinwire.errors import (
     ConfigError,
@@ -121,6 +122,7 @@ __all__ = [
     "Topology",
     "Torus",
     "TransportError",
+    "TwoLevel",
     "__version__",
     "choco_sgd",
     "d_psgd",

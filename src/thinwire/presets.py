@@ -103,7 +103,7 @@ def qprsgd_ring(H: HSchedule = 5, bits: int = 8, bucket: int = 1024, form: Form 
 
     Source: arXiv 2004.09125.
     """
-    C = QSGD(bits=bits, norm="max", scale="none", bucket=bucket)
+    C = QSGD(bits=bits, norm="max", scale="none", bucket=bucket, coding="fixed")
     return Preset(H=H, compressor=C, exchange=Ring(form=form), outer=Average())
 
 
@@ -126,7 +126,7 @@ def qprsgd_gossip(
 
     Source: arXiv 2004.09125.
     """
-    C = QSGD(bits=bits, norm="max", scale="none", bucket=bucket)
+    C = QSGD(bits=bits, norm="max", scale="none", bucket=bucket, coding="fixed")
     exchange = Gossip(topology or RingGraph(), correction=correction)
     return Preset(H=H, compressor=C, exchange=exchange, outer=Average())
 
@@ -157,7 +157,7 @@ def deep_squeeze(topology: Topology | None = None, bits: int = 8, H: HSchedule =
 
     Source: arXiv 1907.07346.
     """
-    C = QSGD(bits=bits, norm="max", bucket=1024)
+    C = QSGD(bits=bits, norm="max", bucket=1024, coding="fixed")
     return Preset(H=H, compressor=C, exchange=DeepSqueeze(topology or RingGraph()), outer=Average())
 
 

@@ -219,7 +219,7 @@ def test_a_chain_scales_what_the_sparsifier_keeps_group_by_group() -> None:
 WRONG_CHAINS = [
     (lambda: Sign() >> TopK(k=1), "one sparsifier, then one quantizer"),
     (lambda: Identity() >> Sign(), "TopK"),
-    (lambda: TopK(k=1) >> TopK(k=1), "Sign, QSGD, Levels, Rotated, Ternary"),
+    (lambda: TopK(k=1) >> TopK(k=1), "Sign, TwoLevel, QSGD, Levels, Rotated, Ternary"),
     (lambda: TopK(k=1) >> Identity(), "quantizer"),
     (lambda: TopK(k=1) >> Sign() >> QSGD(bits=4), "one sparsifier, then one quantizer"),
     (lambda: TopK(k=1) >> 3, "quantizer"),

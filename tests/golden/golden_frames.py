@@ -8,7 +8,19 @@ import struct
 import torch
 
 import thinwire as tw
-from thinwire import QSGD, Identity, Key, Levels, RandK, Rotated, Sign, Ternary, TopK
+from thinwire import (
+    QSGD,
+    Identity,
+    Key,
+    Levels,
+    RandK,
+    Rotated,
+    Sign,
+    Ternary,
+    TopK,
+    TwoLevel,
+    kernels,
+)
 from thinwire.compress import Compressor
 from thinwire.flat import Spans
 from thinwire.wire.body import as_bytes, pack, pack_sparse
@@ -36,12 +48,17 @@ OPERATORS: dict[str, Compressor] = {
     "levels_none": Levels(levels=300, scale="none", scope="global"),
     "rotated_fit": Rotated(),
     "rotated_none": Rotated(levels=7, scale="none", bucket=16),
+    "qsgd_fixed": QSGD(bits=4, coding="fixed"),
+    "two_level": TwoLevel(),
+    "two_level_bucket": TwoLevel(bucket=10, coding="fixed"),
     "ternary": Ternary(),
     "ternary_none": Ternary(scale="none", scope="global"),
     "topk_sign": TopK(k=5) >> Sign(),
     "topk_qsgd": TopK(density=0.2) >> QSGD(bits=3),
     "topk_levels": TopK(k=7, scope="global") >> Levels(levels=7),
     "topk_rotated": TopK(k=6) >> Rotated(levels=15, bucket=4),
+    "topk_two_level": TopK(density=0.3) >> TwoLevel(),
+    "topk_chunk_one": TopK(k=1, scope="chunk", chunk=16) >> QSGD(bits=4),
     "topk_ternary": TopK(k=6) >> Ternary(bucket=4),
     "randk_sign": RandK(k=6) >> Sign(),
     "randk_qsgd": RandK(density=0.3) >> QSGD(levels=2, norm="max"),
@@ -64,6 +81,11 @@ def _index(body: bytes) -> bytes:
 
 def _union(at: list[int], d: int) -> bytes:
     return _index(pack_sparse(torch.tensor(at, dtype=torch.int64), torch.ones(len(at)), d))
+
+
+def _codes(codes: list[int], width: int) -> bytes:
+    packed = kernels.active().pack(torch.tensor(codes, dtype=torch.int32), width)
+    return seal(Kind.SAID, HERE, as_bytes(kernels.active().encode_codes(packed, len(codes), width)))
 
 
 def _json(data: object) -> bytes:
@@ -94,6 +116,10 @@ def frames() -> dict[str, bytes]:
         "index_bitmap": _union([0, 1, 3, 4, 5, 7, 8, 10, 12, 13, 15], 16),
         "index_fixed": _union([100, 101], 128),
         "index_rice": _union([3, 17, 30, 55, 61, 90, 104, 126], 128),
+        "codes_as_packed": _codes([7, 0, 3, 1, 15, 9], 4),
+        "codes_all_equal": _codes([7] * 1000, 4),
+        "codes_in_one_lane": _codes([7 + (i % 9 == 0) - (i % 7 == 0) for i in range(1000)], 4),
+        "codes_in_eight_lanes": _codes([(i * i % 97 == 0) * 300 for i in range(70000)], 9),
         "index_rice_of_large_gaps": _union([5000, 11000, 16383], 20000),
         "silence": seal(Kind.SILENCE, HERE, b""),
         "number": seal(Kind.NUMBER, HERE, struct.pack("<d", 0.0703125)),

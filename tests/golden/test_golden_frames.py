@@ -46,6 +46,8 @@ def test_every_kind_and_every_index_code_is_frozen() -> None:
     assert {frame[3] for frame in FRAMES.values()} == set(Kind)
     tags = {frame[26 + 1 + 6] & 7 for name, frame in FRAMES.items() if name.startswith("index")}
     assert tags == {0, 1, 2, 3}
+    forms = {frame[26] for name, frame in FRAMES.items() if name.startswith("codes")}
+    assert forms == {0, 1}
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import thinwire as tw
-from thinwire import QSGD, Identity, Key, Levels, RandK, Rotated, Sign, Ternary, TopK
+from thinwire import QSGD, Identity, Key, Levels, RandK, Rotated, Sign, Ternary, TopK, TwoLevel
 from thinwire.compress import Chain, Compressor
 from thinwire.compress.halves import Everything, Float32
 from thinwire.flat import Spans
@@ -41,6 +41,10 @@ COMPRESSORS: tuple[Compressor, ...] = (
     QSGD(bits=4, scale="none"),
     QSGD(levels=1, norm="max", scale="none", bucket=4),
     QSGD(bits=16, scale="none", scope="global"),
+    QSGD(bits=4, coding="fixed"),
+    TwoLevel(),
+    TwoLevel(scope="global", coding="fixed"),
+    TwoLevel(bucket=6),
     Levels(),
     Levels(levels=3, scale="beta", bucket=5),
     Levels(levels=6, scale="none", scope="global"),
@@ -63,6 +67,9 @@ COMPRESSORS: tuple[Compressor, ...] = (
     TopK(k=7) >> Rotated(levels=15, bucket=4),
     TopK(density=0.4, scope="chunk", chunk=16) >> Rotated(),
     TopK(density=0.4) >> Ternary(),
+    TopK(density=0.5) >> TwoLevel(),
+    TopK(density=0.4, scope="chunk", chunk=8) >> TwoLevel(bucket=5),
+    RandK(k=4) >> TwoLevel(coding="fixed"),
     RandK(k=4) >> Sign(),
     RandK(density=0.4, scope="global") >> QSGD(bits=4, norm="max"),
     RandK(density=0.5, rescale=True) >> QSGD(levels=4, scale="none"),

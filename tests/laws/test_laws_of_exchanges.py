@@ -212,7 +212,7 @@ def test_the_price_is_what_the_docstring_says(exchange: tw.Exchange, C: Compress
             sizes = [len(frame) for frame in said_frames(outcomes)]
             for here, size in zip(at, sizes, strict=True):
                 assert size <= HEADER + here.compressor.nbytes(SPANS)
-                if not here.compressor.sparsifier.says_index:
+                if here.compressor.exact:
                     assert size == HEADER + here.compressor.nbytes(SPANS)
             for rank, outcome in enumerate(outcomes):
                 others = [size for r, size in enumerate(sizes) if r != rank]

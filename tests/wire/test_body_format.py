@@ -20,11 +20,13 @@ from thinwire import (
     Sign,
     Ternary,
     TopK,
+    TwoLevel,
     kernels,
 )
 from thinwire.compress import Codes, Compressor
 from thinwire.flat import Spans
-from thinwire.wire.body import Reader, pack, pack_sparse, unpack, unpack_sparse
+from thinwire.kernels import reference
+from thinwire.wire.body import Reader, as_bytes, pack, pack_sparse, unpack, unpack_sparse
 
 KEY = Key(4, 2, 1)
 
@@ -67,13 +69,13 @@ def test_a_sign_body_is_scale_then_bits_in_rows_from_the_lowest() -> None:
 
 def test_scales_come_one_a_block_or_two_and_before_all_codes() -> None:
     u = torch.tensor([4.0, 0.0, -4.0, 1.0, 3.0])
-    body = body_of(QSGD(levels=1, norm="max", scale="none", bucket=3), u)
+    body = body_of(QSGD(levels=1, norm="max", scale="none", bucket=3, coding="fixed"), u)
     assert body[:8] == struct.pack("<ff", 4.0, 3.0)
     codes = [body[8 + i % 2] >> i // 2 * 2 & 3 for i in range(5)]
     assert codes[:3] == [2, 1, 0]  # q + s, s = 1
     assert codes[4] == 2
     # Codes 0 and 4 of three bits: a plane of two bits, then one of a bit.
-    two = body_of(Levels(levels=4, scale="none"), torch.tensor([-1.0, 3.0]))
+    two = body_of(Levels(levels=4, scale="none", coding="fixed"), torch.tensor([-1.0, 3.0]))
     assert two == struct.pack("<ff", -1.0, 1.0) + bytes([0, 0b10])
 
 
@@ -93,6 +95,7 @@ def test_randk_says_values_only() -> None:
     [
         (Sign(), 1),
         (Ternary(), 2),
+        (TwoLevel(), 2),
         *((QSGD(levels=s), math.ceil(math.log2(2 * s + 1))) for s in (1, 2, 3, 4, 7, 8, 32767)),
         *((Levels(levels=s), math.ceil(math.log2(s + 1))) for s in (1, 2, 3, 4, 255, 256, 65535)),
         (Rotated(levels=15, bucket=None), 4),
@@ -102,7 +105,8 @@ def test_randk_says_values_only() -> None:
 def test_a_code_has_the_stated_width(C, width: int) -> None:
     assert C.width == width
     assert C.top < 1 << width
-    assert len(body_of(C, torch.ones(64))) == 4 * C.scales + 64 * width // 8
+    fixed = C if C.coding == "fixed" else replace(C, coding="fixed")
+    assert len(body_of(fixed, torch.ones(64))) == 4 * C.scales + 64 * width // 8
 
 
 # What a receiver refuses.
@@ -118,6 +122,9 @@ OPERATORS = [
     Levels(levels=6),
     Rotated(levels=5),
     Ternary(bucket=4),
+    TwoLevel(),
+    QSGD(bits=4, coding="fixed"),
+    TopK(k=4, scope="chunk", chunk=9) >> TwoLevel(coding="fixed"),
     TopK(k=3) >> Sign(),
     TopK(k=5) >> QSGD(levels=2),
     RandK(k=5) >> Levels(levels=4),
@@ -198,6 +205,63 @@ def planes_of(n: int, width: int, end: int) -> list[tuple[int, int, int]]:
     bits = [p for p in (8, 4, 2, 1) if width & p]
     sizes = [-(-n * p // 8) for p in bits]
     return [(end - sum(sizes[i:]), sizes[i], p) for i, p in enumerate(bits)]
+
+
+# Codes, entropy-coded where that is shorter.
+
+ALL_SEVEN = struct.pack("<f", 1.0) + bytes([1, 0, 7, 0, 0, 0, 1])
+"""33 codes of QSGD(bits=4) that are all 7: one code in the table, distance 8, one state."""
+
+
+def test_a_table_a_state_and_no_word_say_that_all_codes_are_one() -> None:
+    u = torch.zeros(33)
+    body = body_of(QSGD(bits=4), u)
+    assert body[4:] == ALL_SEVEN[4:] + b"\0"
+    assert torch.equal(read(QSGD(bits=4), body, 33).values.codes, torch.full((33,), 7).int())
+
+
+def test_codes_stay_as_they_are_where_a_stream_would_be_no_shorter() -> None:
+    fixed = body_of(QSGD(bits=4, coding="fixed"), U)
+    assert body_of(QSGD(bits=4), U) == fixed[:4] + b"\0" + fixed[4:]
+
+
+@pytest.mark.parametrize(
+    ("altered", "says"),
+    [
+        ({4: 2}, "unknown form 2 of the codes"),
+        ({5: 255}, "a table of 256 codes, at most 16 are told apart"),
+        ({6: 0b1111}, "a table holds a code above 14"),
+        ({6: 255, 7: 255, 8: 255}, "a table holds a code above 14"),
+        ({10: 0}, "a state lies outside its range"),
+        ({8: 1}, "does not end as it began"),
+    ],
+)
+def test_a_broken_entropy_coded_section_is_refused(altered: dict[int, int], says: str) -> None:
+    body = bytearray(ALL_SEVEN + b"\0")
+    for at, byte in altered.items():
+        body[at] = byte
+    refused(QSGD(bits=4), bytes(body), 33, says)
+
+
+def test_shares_that_leave_nothing_for_the_last_code_are_refused() -> None:
+    # Two codes, distance 1 each; the first share has e = 8: at least 256 of 256.
+    bits = lowest_first(1, 8) + "0" + lowest_first(8, 4) + lowest_first(0, 8) + "0"
+    body = struct.pack("<f", 1.0) + b"\1" + stream_of(bits) + bytes([0, 0, 0, 1, 0])
+    refused(QSGD(bits=4), body, 33, "shares add up to more than 256")
+    bits = lowest_first(1, 8) + "0" + lowest_first(7, 4) + lowest_first(0, 7) + "0" + "01"
+    body = struct.pack("<f", 1.0) + b"\1" + stream_of(bits) + bytes([0, 0, 0, 1, 0])
+    refused(QSGD(bits=4), body, 33, "padding bits are not zero")
+
+
+def test_an_entropy_coded_stream_longer_than_the_packed_codes_is_refused() -> None:
+    codes = torch.arange(33, dtype=torch.int32) % 15
+    said = QSGD(bits=4).compress(U, KEY)
+    section = kernels.active().encode_codes(kernels.active().pack(codes, 4), 33, 4)
+    assert section[0] == 0
+    shares = reference.entropy_shares(torch.bincount(codes).tolist(), 8)
+    stream = b"\1" + reference._table(shares) + b"\0" * 40
+    assert len(stream) > len(section)
+    refused(QSGD(bits=4), as_bytes(said.values.scales) + stream, 33, "code stream ends early|state")
 
 
 # The index section.
@@ -293,6 +357,22 @@ def test_a_domain_is_a_tensor_or_with_scope_global_the_vector() -> None:
     payload = chunked.compress(U, KEY, SPANS)
     assert chunked.layout(SPANS).domains.tolist() == [0, 13, 33]
     assert torch.equal(read(chunked, pack(payload, chunked), SPANS).index, payload.index)
+
+
+def test_fixed_width_positions_count_from_their_chunk() -> None:
+    # Chunks of 10, 3 | 10, 10 entries, one kept of each: 4, 2 | 4, 4 bits.
+    C = TopK(k=1, scope="chunk", chunk=10)
+    stream = bytes([2]) + stream_of(lowest_first(9, 4) + lowest_first(2, 2))
+    stream += bytes([2]) + stream_of(lowest_first(0, 4) + lowest_first(9, 4))
+    body = stream + struct.pack("<4f", 1, 2, 3, 4)
+    assert read(C, body, SPANS).index.tolist() == [9, 12, 13, 32]
+    u = torch.zeros(33)
+    u[[9, 12, 13, 32]] = torch.tensor([1.0, 2, 3, 4])
+    assert body_of(C, u, SPANS) == body
+    outside = bytes([2]) + stream_of(lowest_first(10, 4) + "00") + body[2:]
+    refused(C, outside, SPANS, "position 10 outside a group of 10")
+    outside = bytes([2]) + stream_of(lowest_first(9, 4) + "11") + body[2:]
+    refused(C, outside, SPANS, "position 3 outside a group of 3")
 
 
 # Sparse vectors.

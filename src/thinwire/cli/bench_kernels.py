@@ -189,15 +189,15 @@ def _selections(u: Tensor, spans: Spans) -> Iterator[Case]:
         k = max(1, round(share * d))
         counts = host.ints([k])
         index = table.randk(one, counts, KEY)
-        coded = table.encode_index(index, counts, one)
+        coded = table.encode_index(index, counts, one, None)
         yield Case(
             f"encode {100 * share:g} % of the places",
-            lambda index=index, counts=counts: len(table.encode_index(index, counts, one)),  # type: ignore[misc]
+            lambda index=index, counts=counts: len(table.encode_index(index, counts, one, None)),  # type: ignore[misc]
             entropy=choose_bytes(d, k),
         )
         yield Case(
             f"decode {100 * share:g} % of the places",
-            lambda coded=coded, counts=counts: _none(table.decode_index(coded, counts, one)),  # type: ignore[misc]
+            lambda coded=coded, counts=counts: _none(table.decode_index(coded, counts, one, None)),  # type: ignore[misc]
         )
 
 

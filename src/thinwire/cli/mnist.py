@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
     """What each preset says in this setting, one flat scope, and to whom."""
     owed = Feedback() if feedback else NoFeedback(permit="biased")
     topk, sign = TopK(k=k, scope="global"), Sign(scope="global")
-    eight = QSGD(bits=8, norm="max", scale="none", scope="global", bucket=1024)
+    eight = QSGD(bits=8, norm="max", scale="none", scope="global", bucket=1024, coding="fixed")
     return {
         "qsparse_local_sgd": (topk >> Sign(), Server(owed)),
         "topk_sgd": (topk, Server(owed)),
@@ -50,7 +50,7 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
         "qprsgd_ring": (eight, Ring()),
         "qprsgd_gossip": (eight, Gossip()),
         "choco_sgd": (topk, Choco()),
-        "deep_squeeze": (QSGD(bits=8, norm="max", scope="global", bucket=1024), DeepSqueeze()),
+        "deep_squeeze": (replace(eight, scale="fit"), DeepSqueeze()),
         "d_psgd": (Identity(), DPSGD(mixing="before")),
         "squarm_sgd": (topk >> Sign(), Choco(trigger=1e-4)),
         "marsit": (Sign(), Marsit()),

@@ -12,6 +12,7 @@ from thinwire.compress.rotated import Rotated
 from thinwire.compress.sign import Sign
 from thinwire.compress.ternary import Ternary
 from thinwire.compress.topk import TopK
+from thinwire.compress.two_level import TwoLevel
 
 __all__ = [
     "QSGD",
@@ -29,4 +30,5 @@ __all__ = [
     "Sparsifier",
     "Ternary",
     "TopK",
+    "TwoLevel",
 ]

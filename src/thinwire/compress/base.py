@@ -37,7 +37,8 @@ _FLOAT32 = torch.float32
 class Compressor(Value, ABC):
     """Says a vector in fewer bytes; a frozen value that composes as `sparsifier >> quantizer`.
 
-    Facts every compressor states: `biased`, `additive`, `contraction(spans)`, `nbytes(spans)`.
+    Facts every compressor states: `biased`, `additive`, `exact`, `contraction(spans)`,
+    `nbytes(spans)`.
     """
 
     @property
@@ -59,6 +60,11 @@ class Compressor(Value, ABC):
     def additive(self) -> bool:
         """Whether payloads of one round can be summed entry by entry without decoding."""
         return self.quantizer.scales == 0 and not self.sparsifier.says_index
+
+    @property
+    def exact(self) -> bool:
+        """Whether each body has the same bytes: no index is said, and codes have a fixed width."""
+        return not self.sparsifier.says_index and self.quantizer.coding == "fixed"
 
     def layout(self, spans: Spans) -> Layout:
         """Returns how a message over these tensors is cut; computed once for each pair."""
@@ -84,14 +90,14 @@ class Compressor(Value, ABC):
         return max(0.0, min(gammas, default=1.0))
 
     def nbytes(self, spans: Spans | int) -> int:
-        """Returns the most bytes a frame's body can have; exact where no index is said.
+        """Returns the most bytes a frame's body can have, and where `exact` just those.
 
         Args:
             spans: the tensors, or d for one plain vector.
         """
         at = self.layout(spans if isinstance(spans, Spans) else Spans.of(spans))
         index = (
-            kernels.index_bytes_bound(at.domain_counts, at.domains)
+            kernels.index_bytes_bound(at.counts, at.groups, at.domains)
             if self.sparsifier.says_index
             else 0
         )
@@ -200,7 +206,8 @@ class Compressor(Value, ABC):
     def _code_bytes(self, at: Layout) -> int:
         if not self.quantizer.scales:
             return 4 * at.n_codes
-        return kernels.packed_bytes(at.n_codes, self.quantizer.width)
+        form = 1 if self.quantizer.coding == "smallest" else 0
+        return form + kernels.packed_bytes(at.n_codes, self.quantizer.width)
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from thinwire import kernels
 from thinwire.compress.base import Compressor
-from thinwire.compress.layout import SCALES, Layout, Scope, pieces
+from thinwire.compress.layout import CODINGS, SCALES, Coding, Layout, Scope, pieces
 from thinwire.compress.payload import Codes, Steps
 from thinwire.errors import ConfigError
 from thinwire.kernels import Owed
@@ -82,6 +82,7 @@ class Quantizer(Compressor):
     scales: ClassVar[int] = 1
     scope: Scope
     bucket: int | None
+    coding: Coding
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -138,8 +139,9 @@ class Quantizer(Compressor):
         return n
 
     def check_cut(self) -> None:
-        """Raises a ConfigError unless `scope` and `bucket` are sound."""
+        """Raises a ConfigError unless `scope`, `bucket` and `coding` are sound."""
         one_of(self, "scope", self.scope, ("tensor", "global"))
+        one_of(self, "coding", self.coding, CODINGS)
         if self.bucket is not None:
             whole(self, "bucket", self.bucket, 1, 1 << 30)
 
@@ -187,6 +189,7 @@ class Float32(Quantizer):
     rounds_biased: ClassVar[bool] = False
     scope: ClassVar[Scope] = "global"  # type: ignore[misc]
     bucket: ClassVar[int | None] = None  # type: ignore[misc]
+    coding: ClassVar[Coding] = "fixed"  # type: ignore[misc]
 
     def encode(self, v: Tensor, at: Layout, key: Key) -> Tensor:
         return v
@@ -221,7 +224,7 @@ class Chain(Compressor):
         if not isinstance(self.then, Quantizer):
             raise ConfigError(
                 f"{self.first!r} >> {self.then!r}: what follows a sparsifier is a quantizer "
-                "(Sign, QSGD, Levels, Rotated, Ternary); a chain has one of each"
+                "(Sign, TwoLevel, QSGD, Levels, Rotated, Ternary); a chain has one of each"
             )
         if self.then.scope != "tensor":
             raise ConfigError(

@@ -15,6 +15,8 @@ from thinwire.flat import Spans, starts_of
 Scope = Literal["tensor", "chunk", "global"]
 SCOPES: tuple[Scope, ...] = ("tensor", "chunk", "global")
 SCALES = ("fit", "beta", "none")
+Coding = Literal["smallest", "fixed"]
+CODINGS: tuple[Coding, ...] = ("smallest", "fixed")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from thinwire import kernels
 from thinwire.compress.base import ROUNDING
 from thinwire.compress.halves import Quantizer
-from thinwire.compress.layout import SCALES, Layout, Scope
+from thinwire.compress.layout import SCALES, Coding, Layout, Scope
 from thinwire.compress.payload import Codes, Steps
 from thinwire.keys import Key
 from thinwire.value import one_of, whole
@@ -23,13 +23,14 @@ class Levels(Quantizer):
 
     Q(v)_i = lo + (hi - lo) xi_i / s, xi_i the stochastic rounding of s (v_i - lo) / (hi - lo).
     With scale "none" unbiased, beta = n/(2 s^2). Contraction 1 - beta; scaled, 1/(1 + beta).
-    Bytes: ceil(log2(s + 1)) bits an entry and 8 bytes a block.
+    Bytes: at most ceil(log2(s + 1)) bits an entry, and 8 bytes a block.
 
     Args:
         levels: s, the steps from least to greatest.
         scale: "fit", "beta" or "none", as in `QSGD`; the factor multiplies both scales.
         scope: "tensor" or "global", when it stands alone.
         bucket: entries that share a range; None for the whole group.
+        coding: "smallest" or "fixed", as in `QSGD`.
 
     Example:
         >>> import torch
@@ -47,6 +48,7 @@ class Levels(Quantizer):
     scale: Literal["fit", "beta", "none"] = "fit"
     scope: Scope = "tensor"
     bucket: int | None = None
+    coding: Coding = "smallest"
 
     def __post_init__(self) -> None:
         self.check_cut()

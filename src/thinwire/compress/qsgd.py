@@ -12,7 +12,7 @@ from torch import Tensor
 from thinwire import kernels
 from thinwire.compress.base import ROUNDING
 from thinwire.compress.halves import Quantizer
-from thinwire.compress.layout import SCALES, Layout, Scope
+from thinwire.compress.layout import SCALES, Coding, Layout, Scope
 from thinwire.compress.payload import Codes, Steps
 from thinwire.errors import ConfigError
 from thinwire.keys import Key
@@ -26,8 +26,8 @@ class QSGD(Quantizer):
     Q(v)_i = norm sign(v_i) xi_i / s, xi_i = floor(s |v_i| / norm), or one more with the
     fraction's probability. With scale "none" unbiased, E||Q(v) - v||^2 <= beta ||v||^2 with
     beta = min(n/s^2, sqrt(n)/s) for the l2 norm, min(n/4s^2, sqrt(n)/2s) for the max norm.
-    Contraction 1 - beta; with scale "beta" or "fit", 1/(1 + beta). Bytes: ceil(log2(2s + 1))
-    bits an entry and 4 bytes a block.
+    Contraction 1 - beta; with scale "beta" or "fit", 1/(1 + beta). Bytes: at most
+    ceil(log2(2s + 1)) bits an entry, close to the codes' entropy, and 4 bytes a block.
 
     Args:
         levels: s, the levels above zero.
@@ -37,6 +37,7 @@ class QSGD(Quantizer):
             divides by 1 + beta, as the paper does; "none" leaves Q unbiased.
         scope: "tensor" or "global", when it stands alone.
         bucket: entries that share a norm; None for the whole group.
+        coding: "smallest" takes an entropy-coded stream where it is shorter, "fixed" never.
 
     Raises:
         ConfigError: neither or both of levels and bits, or one out of range.
@@ -57,6 +58,7 @@ class QSGD(Quantizer):
     scale: Literal["fit", "beta", "none"] = "fit"
     scope: Scope = "tensor"
     bucket: int | None = None
+    coding: Coding = "smallest"
 
     def __post_init__(self) -> None:
         self.check_cut()

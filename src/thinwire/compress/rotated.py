@@ -11,7 +11,7 @@ from torch import Tensor
 from thinwire import kernels
 from thinwire.compress.base import ROTATION
 from thinwire.compress.halves import Quantizer, decoded
-from thinwire.compress.layout import SCALES, Layout, Scope
+from thinwire.compress.layout import SCALES, Coding, Layout, Scope
 from thinwire.compress.levels import encode_levels, steps_of
 from thinwire.compress.payload import Codes
 from thinwire.keys import Key
@@ -24,13 +24,14 @@ class Rotated(Quantizer):
 
     Q(v) = R^T Levels_s(R v), R = H D / sqrt(P): D random signs that all ranks share, H Hadamard,
     P the block's length padded to a power of two. With scale "none" unbiased,
-    beta = 2 log2(2n)/s^2. Bytes: ceil(log2(s + 1)) bits for each of P entries, 8 bytes a block.
+    beta = 2 log2(2n)/s^2. Bytes: at most ceil(log2(s + 1)) bits for each of P entries, 8 a block.
 
     Args:
         levels: s, the steps from least to greatest.
         scale: "fit", "beta" or "none", as in `QSGD`; fitted in the rotated frame.
         scope: "tensor" or "global", when it stands alone.
         bucket: entries that share a rotation; a power of two wastes no padding.
+        coding: "smallest" or "fixed", as in `QSGD`.
 
     Example:
         >>> import torch
@@ -49,6 +50,7 @@ class Rotated(Quantizer):
     scale: Literal["fit", "beta", "none"] = "fit"
     scope: Scope = "tensor"
     bucket: int | None = 1024
+    coding: Coding = "smallest"
 
     def __post_init__(self) -> None:
         self.check_cut()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thinwire import kernels
 from thinwire.compress.halves import Quantizer
-from thinwire.compress.layout import Layout, Scope
+from thinwire.compress.layout import Coding, Layout, Scope
 from thinwire.compress.payload import Codes, Steps
 from thinwire.keys import Key
 
@@ -36,6 +36,7 @@ class Sign(Quantizer):
 
     top: ClassVar[int] = 1
     width: ClassVar[int] = 1
+    coding: ClassVar[Coding] = "fixed"  # type: ignore[misc]
     scope: Scope = "tensor"
     bucket: int | None = None
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from thinwire.compress.halves import Quantizer
-from thinwire.compress.layout import Layout, Scope
+from thinwire.compress.layout import Coding, Layout, Scope
 from thinwire.compress.payload import Codes, Steps
 from thinwire.compress.qsgd import QSGD
 from thinwire.keys import Key
@@ -19,13 +19,14 @@ class Ternary(Quantizer):
     """Says each value as -1, 0 or +1 times the largest magnitude of its block, at random.
 
     Q(v)_i = max|v| sign(v_i) b_i, b_i = 1 with probability |v_i| / max|v|. It is QSGD with one
-    level and the max norm: with scale "none" unbiased, beta = min(n/4, sqrt(n)/2). Two bits an
-    entry and 4 bytes a block.
+    level and the max norm: with scale "none" unbiased, beta = min(n/4, sqrt(n)/2). At most two
+    bits an entry, and 4 bytes a block.
 
     Args:
         scale: "fit", "beta" or "none", as in `QSGD`.
         scope: "tensor" or "global", when it stands alone.
         bucket: entries that share a scale; None for the whole group.
+        coding: "smallest" or "fixed", as in `QSGD`.
 
     Example:
         >>> import torch
@@ -43,6 +44,7 @@ class Ternary(Quantizer):
     scale: Literal["fit", "beta", "none"] = "fit"
     scope: Scope = "tensor"
     bucket: int | None = None
+    coding: Coding = "smallest"
 
     def __post_init__(self) -> None:
         self._qsgd()
@@ -61,4 +63,5 @@ class Ternary(Quantizer):
         return self._qsgd().steps(codes, at)
 
     def _qsgd(self) -> QSGD:
-        return QSGD(1, norm="max", scale=self.scale, scope=self.scope, bucket=self.bucket)
+        cut = self.scale, self.scope, self.bucket, self.coding
+        return QSGD(1, None, "max", *cut)

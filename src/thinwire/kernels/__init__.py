@@ -45,6 +45,8 @@ class Kernels:
     quantize: Callable[[Tensor, Tensor, Tensor, int, Key], Tensor]
     quantize_levels: Callable[[Tensor, Tensor, Tensor, Tensor, int, Key], Tensor]
     signs: Callable[[Tensor], Tensor]
+    two_levels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    look_up: Callable[[Tensor, int, Tensor, Tensor], Tensor]
     fit: Callable[[Tensor, Tensor, int, Tensor, Tensor, Tensor], Tensor]
     decode: Callable[[Tensor, int, Tensor, Tensor, Tensor], Tensor]
     accumulate_codes: Callable[
@@ -54,8 +56,10 @@ class Kernels:
     pack: Callable[[Tensor, int], Tensor]
     unpack: Callable[[Tensor, int, int], Tensor]
     largest_code: Callable[[Tensor, int, int], int]
-    encode_index: Callable[[Tensor, Tensor, Tensor], Tensor]
-    decode_index: Callable[[Tensor, Tensor, Tensor], tuple[Tensor | None, int, str]]
+    encode_index: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    decode_index: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor | None, int, str]]
+    encode_codes: Callable[[Tensor, int, int], Tensor]
+    decode_codes: Callable[[Tensor, int, int, int], tuple[Tensor | None, int, str]]
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
 
 

@@ -66,6 +66,19 @@ def check_counts(counts: torch.Tensor, starts: torch.Tensor) -> None:
         raise ValueError("a count lies outside its group")
 
 
+def check_domains(domains: torch.Tensor | None, starts: torch.Tensor) -> None:
+    """Raises ValueError unless every domain is made of whole groups.
+
+    Args:
+        domains: (S + 1,) int64, or None where each group is one.
+        starts: (G + 1,) int64.
+    """
+    if domains is not None:
+        check_starts(domains, int(starts[-1]))
+        if not bool(torch.isin(domains, starts).all()):
+            raise ValueError("every domain must start where a group does")
+
+
 def check_rotation(starts: torch.Tensor, out_starts: torch.Tensor, n: int, inverse: bool) -> None:
     """Raises ValueError unless `out_starts` pads every group of `starts` to a power of two.
 
@@ -131,6 +144,17 @@ def check_coded(
     check_per_group(starts, lows, steps)
     if lows.dtype != torch.float64 or steps.dtype != torch.float64:
         raise ValueError("lows and steps must be float64")
+
+
+def check_books(
+    packed: torch.Tensor, width: int, starts: torch.Tensor, books: torch.Tensor
+) -> None:
+    """Raises ValueError unless these are packed codes with a float32 book for each group."""
+    n = int(starts[-1]) if starts.numel() else 0
+    check_starts(starts, n)
+    check_packed(packed, n, width)
+    if books.dtype != torch.float32 or books.shape != (starts.numel() - 1, 1 << width):
+        raise ValueError(f"expected {1 << width} float32 values for each group")
 
 
 def check_width(width: int) -> None:

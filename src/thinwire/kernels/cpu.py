@@ -16,7 +16,9 @@ import numba
 from thinwire import host
 from thinwire.kernels.cpu_codes import largest_code, pack, unpack
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
+from thinwire.kernels.cpu_entropy import decode_codes, encode_codes
 from thinwire.kernels.cpu_index import decode_index, encode_index
+from thinwire.kernels.cpu_lloyd import look_up, two_levels
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_owed import land, owe, scatter, settle
 from thinwire.kernels.cpu_quantize import quantize, quantize_levels, signs
@@ -29,7 +31,9 @@ __all__ = [
     "accumulate",
     "accumulate_codes",
     "decode",
+    "decode_codes",
     "decode_index",
+    "encode_codes",
     "encode_index",
     "extrema",
     "first_nonfinite",
@@ -38,6 +42,7 @@ __all__ = [
     "hadamard",
     "land",
     "largest_code",
+    "look_up",
     "norms",
     "owe",
     "pack",
@@ -49,6 +54,7 @@ __all__ = [
     "settle",
     "signs",
     "topk",
+    "two_levels",
     "unpack",
     "warm",
     "words",
@@ -81,6 +87,8 @@ def _call_each() -> None:
     norm, (lo, _) = norms(v, starts, "l2"), extrema(v, starts)
     codes = quantize(v, starts, norm, 4, key)
     quantize_levels(v, starts, lo, norm, 4, key)
+    halves, levels = two_levels(v, starts)
+    look_up(halves, 2, starts, levels.repeat(1, 2))
     low, step = lo.double(), norm.double()
     fit(v, codes, 4, starts, low, step)
     decode(codes, 4, starts, low, step)
@@ -94,6 +102,7 @@ def _call_each() -> None:
     scatter((v,), index, v[:2])
     land(owed.anchor, (v,), 2, 1.0)
     decode_index(encode_index(index, counts, starts), counts, starts)
+    decode_codes(encode_codes(pack(host.ints([9] * 100), 4), 100, 4), 100, 4, 14)
     accumulate(host.zeros(3), None, v, 1.0)
     accumulate(host.zeros(3), index, v[:2], 1.0)
     accumulate_codes(host.zeros(3), None, codes, 4, starts, low, step, 1.0)

@@ -1,7 +1,7 @@
 """The index codec of `thinwire.kernels.reference` in Numba: same bytes, same refusals.
 
-Nothing here checks bounds on its own: the encoder validates its indices while it chooses codes,
-and the decoder looks at how many bytes are left before each one it reads.
+Nothing here checks bounds on its own: the encoder validates its indices while it chooses codes;
+the decoder reads 64-bit words of a copy that ends in zeros, and asks before it takes a bit.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import reference
-from thinwire.kernels.checks import check_counts, check_typed
-from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.checks import check_counts, check_domains, check_typed
+from thinwire.kernels.numba_support import Array, Number, array, kernel, trailing_zeros
 
 # Numba freezes module globals into the compiled code, so these names cost nothing.
 _ALL_OR_NONE = reference.ALL_OR_NONE
@@ -31,9 +31,13 @@ _NOT_ASCENDING = reference.NOT_ASCENDING
 _PADDING = reference.PADDING
 
 
+_U64 = np.uint64
+
+
 @kernel
-def _fixed_width(length: Number) -> Number:
-    width = 1
+def _width_of(length: Number) -> Number:
+    """Returns the bits that a position in a group of this length needs."""
+    width = np.int64(0)
     while (length - 1) >> width > 0:
         width += 1
     return width
@@ -48,292 +52,308 @@ def _rice_bits(index: Array, start: Number, b: Number) -> Number:
 
 
 @kernel
-def _choose(index: Array, counts: Array, starts: Array, tags: Array) -> Number:
-    """Chooses every group's tag; returns the bytes of it all, or -1 when indices do not ascend."""
-    at = 0
-    total = 0
-    for g in range(counts.size):
-        k = counts[g]
-        length = starts[g + 1] - starts[g]
-        chosen = index[at : at + k]
-        at += k
-        total += 1
-        before = starts[g] - 1
-        for j in range(k):
-            if chosen[j] <= before:
-                return -1
-            before = chosen[j]
-        if before >= starts[g + 1]:
-            return -1
-        tags[g] = _ALL_OR_NONE
-        if k in (0, length):
-            continue
-        tags[g] = _BITMAP
-        best = length
-        if k * _fixed_width(length) < best:
-            tags[g] = _FIXED
-            best = k * _fixed_width(length)
-        # Going from b to b + 1 saves the sum of (gap >> b) - (gap >> b + 1) bits, which falls as b
-        # grows, and costs k: the size is convex in b, so the first minimum downhill is the one.
-        b = 0
-        while b < 31 and k << (b + 1) < length:
+def _best_rice(index: Array, start: Number, length: Number) -> Number:
+    """Returns the fewest bits of a Golomb-Rice stream, and the least parameter that has them."""
+    # Going from b to b + 1 saves the sum of (gap >> b) - (gap >> b + 1) bits, which falls as b
+    # grows, and costs k: the size is convex in b, so the first minimum downhill is the one.
+    b = 0
+    while b < 31 and index.size << (b + 1) < length:
+        b += 1
+    bits = _rice_bits(index, start, b)
+    down = True
+    while down and b > 0:
+        other = _rice_bits(index, start, b - 1)
+        down = other <= bits
+        if down:
+            bits = other
+            b -= 1
+    up = True
+    while up and b < 31:
+        other = _rice_bits(index, start, b + 1)
+        up = other < bits
+        if up:
+            bits = other
             b += 1
-        bits = _rice_bits(chosen, starts[g], b)
-        down = True
-        while down and b > 0:
-            other = _rice_bits(chosen, starts[g], b - 1)
-            down = other <= bits
-            if down:
-                bits = other
-                b -= 1
-        up = True
-        while up and b < 31:
-            other = _rice_bits(chosen, starts[g], b + 1)
-            up = other < bits
-            if up:
-                bits = other
-                b += 1
+    return bits, b
+
+
+@kernel
+def _choose(index: Array, counts: Array, starts: Array, domains: Array, tags: Array) -> Number:
+    """Chooses every domain's tag; returns the bytes of it all, or -1 when indices do not ascend."""
+    at = 0
+    g = 0
+    total = 0
+    for s in range(tags.size):
+        first = at
+        fixed = 0
+        while g < counts.size and starts[g + 1] <= domains[s + 1]:
+            before = starts[g] - 1
+            for j in range(at, at + counts[g]):
+                if index[j] <= before:
+                    return -1
+                before = index[j]
+            if before >= starts[g + 1]:
+                return -1
+            fixed += counts[g] * _width_of(starts[g + 1] - starts[g])
+            at += counts[g]
+            g += 1
+        length = domains[s + 1] - domains[s]
+        total += 1
+        tags[s] = _ALL_OR_NONE
+        if at - first in (0, length):
+            continue
+        tags[s] = _BITMAP
+        best = length
+        if fixed < best:
+            tags[s] = _FIXED
+            best = fixed
+        bits, b = _best_rice(index[first:at], domains[s], length)
         if bits < best:
-            tags[g] = _RICE | b << 3
+            tags[s] = _RICE | b << 3
             best = bits
         total += (best + 7) // 8
     return total
 
 
 @kernel
-def _put(
-    out: Array, at: Number, held: Number, bits: Number, value: Number, width: Number
-) -> Number:
-    """Appends `width` <= 32 bits to the stream; fewer than 8 are held back at any time."""
-    held |= value << bits
-    bits += width
-    while bits >= 8:
-        out[at] = np.uint8(held)
-        at += 1
-        held >>= 8
-        bits -= 8
-    return at, held, bits
+def put(words: Array, at: Number, value: Number, width: Number) -> Number:
+    """Writes `width` < 64 bits at bit `at`; returns the bit after them."""
+    shift = _U64(at & 63)
+    words[at >> 6] |= _U64(value) << shift
+    words[(at >> 6) + 1] |= (_U64(value) >> _U64(1)) >> (_U64(63) - shift)
+    return at + width
 
 
 @kernel
-def _write(index: Array, counts: Array, starts: Array, tags: Array, out: Array) -> None:
-    first = 0
-    at = 0
-    for g in range(counts.size):
-        k = counts[g]
-        length = starts[g + 1] - starts[g]
-        chosen = index[first : first + k]
-        first += k
-        out[at] = tags[g]
-        at += 1
-        code = tags[g] & 7
-        if code == _BITMAP:
-            stream = out[at : at + (length + 7) // 8]
-            stream[:] = 0
-            for j in range(k):
-                p = chosen[j] - starts[g]
-                stream[p >> 3] |= np.uint8(1 << (p & 7))
-            at += stream.size
-            continue
-        if code == _ALL_OR_NONE:
-            continue
-        held = np.int64(0)
-        bits = np.int64(0)
-        if code == _FIXED:
-            width = _fixed_width(length)
-            for j in range(k):
-                p = chosen[j] - starts[g]
-                at, held, bits = _put(out, at, held, bits, p, width)
-        else:
-            b = np.int64(tags[g] >> 3)
-            before = starts[g] - 1
-            for j in range(k):
-                gap = chosen[j] - before - 1
-                before = chosen[j]
-                ones = gap >> b
-                while ones >= 31:
-                    at, held, bits = _put(out, at, held, bits, (1 << 31) - 1, 31)
-                    ones -= 31
-                at, held, bits = _put(out, at, held, bits, (1 << ones) - 1, ones + 1)
-                at, held, bits = _put(out, at, held, bits, gap & ((1 << b) - 1), b)
-        if bits:
-            out[at] = np.uint8(held)
-            at += 1
+def _put_rice(words: Array, at: Number, index: Array, start: Number, b: Number) -> Number:
+    before = start - 1
+    for j in range(index.size):
+        gap = index[j] - before - 1
+        before = index[j]
+        ones = gap >> b
+        while ones >= 31:
+            at = put(words, at, (1 << 31) - 1, 31)
+            ones -= 31
+        low = gap & ((1 << b) - 1)
+        at = put(words, at, (1 << ones) - 1 | low << (ones + 1), ones + 1 + b)
+    return at
 
 
-def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+@kernel
+def _write(
+    index: Array, counts: Array, starts: Array, domains: Array, tags: Array, words: Array
+) -> None:
+    done = 0
+    g = 0
+    at = np.int64(0)
+    for s in range(tags.size):
+        first = done
+        at = put(words, at, np.int64(tags[s]), 8)
+        begin = at
+        while g < counts.size and starts[g + 1] <= domains[s + 1]:
+            if tags[s] == _FIXED:
+                width = _width_of(starts[g + 1] - starts[g])
+                for j in range(done, done + counts[g]):
+                    at = put(words, at, index[j] - starts[g], width)
+            done += counts[g]
+            g += 1
+        if tags[s] == _BITMAP:
+            for j in range(first, done):
+                put(words, begin + index[j] - domains[s], 1, 1)
+            at = begin + domains[s + 1] - domains[s]
+        elif tags[s] & 7 == _RICE:
+            at = _put_rice(words, at, index[first:done], domains[s], np.int64(tags[s] >> 3))
+        at = (at + 7) >> 3 << 3
+
+
+def encode_index(
+    index: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Agrees bit for bit with `reference.encode_index`."""
     check_counts(counts, starts)
+    check_domains(domains, starts)
     check_typed(index, torch.int64)
     if int(counts.sum()) != index.numel():
         raise ValueError(f"{index.numel()} indices for counts that add up to {int(counts.sum())}")
-    flat, sizes, edges = array(index), array(counts), array(starts)
-    tags = np.empty(sizes.size, np.uint8)
-    size = _choose(flat, sizes, edges, tags)
+    cut = array(index), array(counts), array(starts), array(starts if domains is None else domains)
+    tags = np.empty(cut[-1].size - 1, np.uint8)
+    size = _choose(*cut, tags)
     if size < 0:
         raise ValueError("indices must ascend within their groups")
-    out = host.empty(size, torch.uint8)
-    _write(flat, sizes, edges, tags, out.numpy())
-    return out
+    words = np.zeros(size // 8 + 2, np.uint64)
+    _write(*cut, tags, words)
+    return torch.from_numpy(words.view(np.uint8)[:size])
 
 
 @kernel
-def _ones(byte: Number) -> Number:
-    x = np.int64(byte)
-    x = x - (x >> 1 & 0x55)
-    x = (x & 0x33) + (x >> 2 & 0x33)
-    return (x & 15) + (x >> 4)
+def peek(words: Array, at: Number) -> Number:
+    """Returns the 64 bits from bit `at` on."""
+    shift = _U64(at & 63)
+    low = words[at >> 6] >> shift
+    return low | (words[(at >> 6) + 1] << _U64(1)) << (_U64(63) - shift)
 
 
 @kernel
-def _read_bitmap(
-    data: Array, at: Number, k: Number, length: Number, first: Number, out: Array
-) -> Number:
-    size = (length + 7) // 8
-    if size > data.size - at:
+def _ones(word: Number) -> Number:
+    x = word - (word >> _U64(1) & _U64(0x5555555555555555))
+    x = (x & _U64(0x3333333333333333)) + (x >> _U64(2) & _U64(0x3333333333333333))
+    x = x + (x >> _U64(4)) & _U64(0x0F0F0F0F0F0F0F0F)
+    return np.int64(x * _U64(0x0101010101010101) >> _U64(56))
+
+
+@kernel
+def _read_bitmap(words: Array, at: Number, end: Number, length: Number, out: Array) -> Number:
+    if length > end - at:
         return _ENDS_EARLY, 0, 0, 0
-    stream = data[at : at + size]
-    spare = size * 8 - length
     ones = 0
-    for i in range(size):
-        ones += _ones(stream[i])
-    tail = np.int64(stream[size - 1]) >> (8 - spare) if spare else np.int64(0)
-    ones -= _ones(tail)
-    if ones != k:
-        return _WRONG_ONES, ones, k, 0
-    if tail:
-        return _PADDING, 0, 0, 0
+    for p in range(0, length, 64):
+        word = peek(words, at + p)
+        if length - p < 64:
+            word &= (_U64(1) << _U64(length - p)) - _U64(1)
+        ones += _ones(word)
+    if ones != out.size:
+        return _WRONG_ONES, ones, out.size, 0
     m = 0
-    for i in range(size):
-        byte = np.int64(stream[i])
-        if byte:
-            for j in range(8):
-                if byte >> j & 1:
-                    out[m] = first + 8 * i + j
-                    m += 1
-    return _FINE, 0, 0, at + size
+    for p in range(0, length, 64):
+        word = peek(words, at + p)
+        if length - p < 64:
+            word &= (_U64(1) << _U64(length - p)) - _U64(1)
+        while word:
+            out[m] = p + np.int64(trailing_zeros(word))
+            m += 1
+            word &= word - _U64(1)
+    return _FINE, 0, 0, at + length
 
 
 @kernel
-def _refill(data: Array, at: Number, held: Number, bits: Number) -> Number:
-    """Loads whole bytes until at least 49 bits are held or the data is at its end."""
-    while bits <= 48 and at < data.size:
-        held |= np.int64(data[at]) << bits
-        bits += 8
-        at += 1
-    return at, held, bits
-
-
-@kernel
-def _read_fixed(
-    data: Array, at: Number, k: Number, length: Number, first: Number, out: Array
-) -> Number:
-    width = _fixed_width(length)
-    if (k * width + 7) // 8 > data.size - at:
-        return _ENDS_EARLY, 0, 0, 0
-    held = np.int64(0)
-    bits = np.int64(0)
+def _read_fixed(words: Array, at: Number, end: Number, length: Number, out: Array) -> Number:
+    """Reads the positions of one group, whose bits are known to be there."""
+    width = _width_of(length)
+    mask = (_U64(1) << _U64(width)) - _U64(1)
     before = np.int64(-1)
-    mask = (np.int64(1) << width) - 1
-    for m in range(k):
-        at, held, bits = _refill(data, at, held, bits)
-        p = held & mask
-        held >>= width
-        bits -= width
+    for m in range(out.size):
+        p = np.int64(peek(words, at) & mask)
+        at += width
         if p >= length:
             return _OUTSIDE, p, length, 0
         if p <= before:
             return _NOT_ASCENDING, 0, 0, 0
         before = p
-        out[m] = first + p
-    if held & ((1 << (bits & 7)) - 1):
-        return _PADDING, 0, 0, 0
-    return _FINE, 0, 0, at - (bits >> 3)
+        out[m] = p
+    return _FINE, 0, 0, at
 
 
 @kernel
 def _read_rice(
-    data: Array, at: Number, k: Number, length: Number, b: Number, first: Number, out: Array
+    words: Array, at: Number, end: Number, length: Number, b: Number, out: Array
 ) -> Number:
-    held = np.int64(0)
-    bits = np.int64(0)
     p = np.int64(-1)
-    mask = (np.int64(1) << b) - 1
+    mask = (_U64(1) << _U64(b)) - _U64(1)
     most = length >> b
-    for m in range(k):
-        ones = np.int64(0)
-        at, held, bits = _refill(data, at, held, bits)
-        while True:
-            while bits > 0 and held & 1:
-                held >>= 1
-                bits -= 1
-                ones += 1
-            if ones > most:
-                return _GAP_OUTSIDE, length, 0, 0
-            if bits > 0:
-                break
-            at, held, bits = _refill(data, at, held, bits)
-            if bits == 0:
-                return _ENDS_EARLY, 0, 0, 0
-        held >>= 1
-        bits -= 1
-        at, held, bits = _refill(data, at, held, bits)
-        if bits < b:
+    for m in range(out.size):
+        # Bits after the end are zeros, so no one is counted there.
+        word = peek(words, at)
+        ones = np.int64(trailing_zeros(~word))
+        held = ones
+        while held == 64 and ones <= most:
+            word = peek(words, at + ones)
+            held = np.int64(trailing_zeros(~word))
+            ones += held
+        if ones > most:
+            return _GAP_OUTSIDE, length, 0, 0
+        at += ones + 1
+        if at + b > end:
             return _ENDS_EARLY, 0, 0, 0
-        p += 1 + (ones << b) + (held & mask)
-        held >>= b
-        bits -= b
+        low = word >> _U64(held) >> _U64(1) if held + b < 64 else peek(words, at)
+        p += 1 + (ones << b) + np.int64(low & mask)
+        at += b
         if p >= length:
             return _OUTSIDE, p, length, 0
-        out[m] = first + p
-    if held & ((1 << (bits & 7)) - 1):
-        return _PADDING, 0, 0, 0
-    return _FINE, 0, 0, at - (bits >> 3)
+        out[m] = p
+    return _FINE, 0, 0, at
 
 
 @kernel
-def _read(data: Array, counts: Array, starts: Array, out: Array) -> Number:
+def _read(
+    words: Array, size: Number, counts: Array, starts: Array, domains: Array, out: Array
+) -> Number:
     at = np.int64(0)
+    end = 8 * size
     done = 0
-    for g in range(counts.size):
-        k = counts[g]
-        length = starts[g + 1] - starts[g]
-        room = out[done : done + k]
-        done += k
-        if at >= data.size:
+    g = 0
+    for s in range(domains.size - 1):
+        if at >= end:
             return _ENDS_EARLY, 0, 0, 0
-        tag = np.int64(data[at])
-        at += 1
+        tag = np.int64(peek(words, at) & _U64(0xFF))
+        at += 8
         code = tag & 7
         if code > _RICE:
             return _UNKNOWN_CODE, code, 0, 0
         if code != _RICE and tag >> 3:
             return _UNUSED_BITS, tag, 0, 0
+        length = domains[s + 1] - domains[s]
+        first = done
+        begin = g
+        fixed = 0
+        while g < counts.size and starts[g + 1] <= domains[s + 1]:
+            fixed += counts[g] * _width_of(starts[g + 1] - starts[g])
+            done += counts[g]
+            g += 1
+        room = out[first:done]
         status, a, b = np.int64(_FINE), np.int64(0), np.int64(0)
         if code == _ALL_OR_NONE:
-            if k not in (0, length):
-                return _NOT_ALL_OR_NONE, k, length, 0
-            for j in range(k):
-                room[j] = starts[g] + j
+            if room.size not in (0, length):
+                return _NOT_ALL_OR_NONE, room.size, length, 0
+            for j in range(room.size):
+                room[j] = j
         elif code == _BITMAP:
-            status, a, b, at = _read_bitmap(data, at, k, length, starts[g], room)
-        elif code == _FIXED:
-            status, a, b, at = _read_fixed(data, at, k, length, starts[g], room)
+            status, a, b, at = _read_bitmap(words, at, end, length, room)
+        elif code == _RICE:
+            status, a, b, at = _read_rice(words, at, end, length, tag >> 3, room)
         else:
-            status, a, b, at = _read_rice(data, at, k, length, tag >> 3, starts[g], room)
+            if fixed > end - at:
+                return _ENDS_EARLY, 0, 0, 0
+            upto = first
+            for c in range(begin, g):
+                inside = out[upto : upto + counts[c]]
+                upto += counts[c]
+                status, a, b, at = _read_fixed(words, at, end, starts[c + 1] - starts[c], inside)
+                if status != _FINE:
+                    return status, a, b, 0
+                inside += starts[c] - domains[s]
         if status != _FINE:
             return status, a, b, 0
-    return _FINE, 0, 0, at
+        room += domains[s]
+        if at & 7:
+            if peek(words, at) & ((_U64(1) << _U64(8 - (at & 7))) - _U64(1)):
+                return _PADDING, 0, 0, 0
+            at = (at + 7) >> 3 << 3
+    return _FINE, 0, 0, at >> 3
+
+
+def padded_words(data: torch.Tensor) -> Array:
+    """Returns the bytes as uint64 words, and zeros after them for what reads ahead."""
+    words = np.zeros(data.numel() // 8 + 4, np.uint64)
+    words.view(np.uint8)[: data.numel()] = array(data)
+    return words
 
 
 def decode_index(
-    data: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
+    data: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, int, str]:
     """Agrees bit for bit with `reference.decode_index`, problems included."""
     check_counts(counts, starts)
+    check_domains(domains, starts)
     check_typed(data, torch.uint8)
+    cut = array(counts), array(starts), array(starts if domains is None else domains)
     out = host.empty(int(counts.sum()), torch.int64)
-    status, a, b, used = _read(array(data), array(counts), array(starts), out.numpy())
+    status, a, b, used = _read(padded_words(data), data.numel(), *cut, out.numpy())
     if status != _FINE:
         return None, 0, reference.explain(int(status), int(a), int(b))
     return out, int(used), ""

@@ -14,8 +14,10 @@ import torch
 
 from thinwire import host
 from thinwire.kernels.checks import (
+    check_books,
     check_coded,
     check_counts,
+    check_domains,
     check_index,
     check_inside,
     check_kind,
@@ -28,6 +30,7 @@ from thinwire.kernels.checks import (
     check_unsigned_levels,
     check_vector,
     check_width,
+    packed_bytes,
 )
 from thinwire.kernels.owed import Owed
 
@@ -44,9 +47,18 @@ BLOCK = 4096
 PAIR = 64
 """Entries that share their random words with the next so many."""
 
+LLOYD_ROUNDS = 12
+LLOYD_STILL = 2.0**-10
+"""A threshold that moves by no more than this part of itself stands still."""
+
 ALL_OR_NONE, BITMAP, FIXED, RICE = range(4)
 
-# One row per way an index stream can be refused; both tables answer with its place in this list.
+AS_PACKED, AS_ENTROPY = range(2)
+STATE = 1 << 24
+"""A state of the entropy coder before its first code; it stays below 2**16 times that."""
+STATE_BYTES = 5
+
+# One row per way a stream can be refused; both tables answer with its place in this list.
 PROBLEMS = (
     "",
     "index stream ends early",
@@ -58,6 +70,15 @@ PROBLEMS = (
     "a gap runs past a group of {0}",
     "positions do not ascend",
     "padding bits are not zero",
+    "unknown form {0} of the codes",
+    "code {0} is above {1}",
+    "padding bits after the codes are not zero",
+    "code stream ends early",
+    "a table of {0} codes, at most {1} are told apart",
+    "a table holds a code above {0}",
+    "shares add up to more than {0}",
+    "a state lies outside its range",
+    "the code stream does not end as it began",
 )
 (
     FINE,
@@ -70,11 +91,20 @@ PROBLEMS = (
     GAP_OUTSIDE,
     NOT_ASCENDING,
     PADDING,
+    UNKNOWN_FORM,
+    CODE_ABOVE,
+    CODE_PADDING,
+    CODES_END_EARLY,
+    TOO_MANY_CODES,
+    TABLE_ABOVE,
+    SHARES_ABOVE,
+    STATE_OUTSIDE,
+    UNFINISHED,
 ) = range(len(PROBLEMS))
 
 
 def explain(status: int, first: int, second: int) -> str:
-    """Says in words why an index stream was refused, and nothing when it was not.
+    """Says in words why a stream was refused, and nothing when it was not.
 
     Args:
         status: place in `PROBLEMS`.
@@ -534,6 +564,73 @@ def signs(v: torch.Tensor) -> torch.Tensor:
     return pack((v >= 0).to(torch.int32), 1)
 
 
+def two_levels(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parts each group's magnitudes in two and answers the mean of either part (Lloyd, Max).
+
+    With m = |v| and t at first the mean of m: a is the mean of the m <= t, b of the m > t, and t
+    becomes (a + b) / 2, until it stands still, at most `LLOYD_ROUNDS` times in all. A part that is
+    empty has the other's mean. Everything is in float64, sums over lanes as in `norms`.
+
+    Args:
+        v: (n,) float32.
+        starts: (G + 1,) int64.
+
+    Returns:
+        The codes 2 (v >= 0) + (m > t), packed in 2 bits, and (G, 2) float32, a and b of each
+        group, 0 and 0 of an empty one.
+
+    Examples:
+        >>> packed, levels = two_levels(torch.tensor([1.0, -3.0, 1.5]), torch.tensor([0, 3]))
+        >>> unpack(packed, 3, 2).tolist(), levels.tolist()
+        ([2, 1, 2], [[1.25, 3.0]])
+    """
+    check_vector(v, starts)
+    codes, levels = [host.empty(0, torch.int32)], []
+    for lo, hi in _groups(starts):
+        m, t, a, b = v[lo:hi].to(torch.float64).abs(), math.inf, 0.0, 0.0
+        for again in range(LLOYD_ROUNDS - 1, -1, -1):
+            above = m > t
+            many, n = int(above.sum()), hi - lo
+            low = _lane_sum(m.where(~above, 0.0), lo)
+            high = _lane_sum(m.where(above, 0.0), lo)
+            if n:
+                b = high / many if many else low / n
+                a = low / (n - many) if many < n else b
+            middle = (a + b) / 2
+            if not again or (t < math.inf and abs(middle - t) <= LLOYD_STILL * t):
+                break
+            t = middle
+        codes.append(2 * (v[lo:hi] >= 0).to(torch.int32) + (m > t).to(torch.int32))
+        levels.append([a, b])
+    table = torch.tensor(levels, dtype=torch.float64, device=host.CPU).view(-1, 2)
+    return pack(torch.cat(codes), 2), table.to(torch.float32)
+
+
+def look_up(
+    packed: torch.Tensor, width: int, starts: torch.Tensor, books: torch.Tensor
+) -> torch.Tensor:
+    """Answers what each code stands for in its group's book.
+
+    Args:
+        packed: n codes, n = starts[-1].
+        width: bits per code, 1..8.
+        starts: (G + 1,) int64.
+        books: (G, 2**width) float32, the value of each code.
+
+    Returns:
+        (n,) float32.
+
+    Examples:
+        >>> packed = pack(torch.tensor([3, 0], dtype=torch.int32), 2)
+        >>> look_up(packed, 2, torch.tensor([0, 2]), torch.tensor([[-1.0, 0.0, 1.0, 9.0]])).tolist()
+        [9.0, -1.0]
+    """
+    check_books(packed, width, starts, books)
+    codes = unpack(packed, int(starts[-1]), width).to(torch.int64)
+    groups = torch.arange(len(books), device=host.CPU)
+    return books.flatten()[codes + (_spread(groups, starts) << width)]
+
+
 def fit(
     v: torch.Tensor,
     packed: torch.Tensor,
@@ -796,42 +893,71 @@ def largest_code(data: torch.Tensor, n: int, width: int) -> int:
     return max((int(block.max()) for block, m in blocks if m), default=0)
 
 
-def _fixed_width(length: int) -> int:
-    return max(1, (length - 1).bit_length())
-
-
 def _bits(value: int, width: int) -> list[int]:
     return [(value >> i) & 1 for i in range(width)]
 
 
-def _cheapest(positions: list[int], length: int) -> tuple[int, list[int]]:
-    """Chooses the shortest code of one group and writes it: its tag and its bits."""
-    k, width = len(positions), _fixed_width(length)
+_Inside = list[tuple[int, int, int]]
+"""The groups inside a domain: where each starts there, its length, its positions."""
+
+
+def _domains(
+    counts: torch.Tensor, starts: torch.Tensor, domains: torch.Tensor | None
+) -> list[tuple[int, int, _Inside]]:
+    groups, out = list(zip(_groups(starts), counts.tolist(), strict=True)), []
+    for lo, hi in _groups(starts if domains is None else domains):
+        inside: _Inside = []
+        while groups and groups[0][0][1] <= hi:
+            (start, end), k = groups.pop(0)
+            inside.append((start - lo, end - start, k))
+        out.append((lo, hi - lo, inside))
+    return out
+
+
+def _cheapest(positions: list[int], length: int, inside: _Inside) -> tuple[int, list[int]]:
+    """Chooses the shortest code of one domain and writes it: its tag and its bits."""
+    k = len(positions)
     if k in (0, length):
         return ALL_OR_NONE, []
+    starts = [start for start, _, many in inside for _ in range(many)]
+    widths = [(size - 1).bit_length() for _, size, many in inside for _ in range(many)]
     gaps = [p - before - 1 for before, p in pairwise([-1, *positions])]
     # The order of the tuple is the rule for ties: lower code, then lower parameter.
-    choices = [(length, BITMAP, 0), (k * width, FIXED, 0)]
+    choices = [(length, BITMAP, 0), (sum(widths), FIXED, 0)]
     choices += [(sum((gap >> b) + 1 + b for gap in gaps), RICE, b) for b in range(32)]
     _, code, b = min(choices)
     if code == BITMAP:
         chosen = set(positions)
         return BITMAP, [int(p in chosen) for p in range(length)]
     if code == FIXED:
-        return FIXED, [bit for p in positions for bit in _bits(p, width)]
+        places = zip(positions, starts, widths, strict=True)
+        return FIXED, [bit for p, start, width in places for bit in _bits(p - start, width)]
     return RICE | b << 3, [bit for gap in gaps for bit in [1] * (gap >> b) + [0] + _bits(gap, b)]
 
 
-def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """Writes ascending indices group by group in whichever of four codes is the shortest.
+def _bytes(bits: list[int]) -> bytes:
+    padded = bits + [0] * (-len(bits) % 8)
+    return bytes(
+        sum(b << i for i, b in enumerate(padded[at : at + 8])) for at in range(0, len(padded), 8)
+    )
 
-    Each group is one tag byte and a bit stream, lowest bits first, padded to a byte with zeros.
-    With L the group's length, k its count, and positions counted from the group's start, the low
-    three bits of the tag say how to read the stream:
+
+def encode_index(
+    index: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Writes ascending indices domain by domain in whichever of four codes is the shortest.
+
+    Each domain is one tag byte and a bit stream, lowest bits first, padded to a byte with zeros.
+    With L the domain's length, k its count, and positions counted from the domain's start, the
+    low three bits of the tag say how to read the stream:
 
     * 0, nothing follows: k is 0 or L (always chosen then).
     * 1, bitmap: L bits.
-    * 2, fixed width: max(1, bit length of L - 1) bits for each position.
+    * 2, fixed width: each position, counted from its group's start, in the bits that the group's
+      length less one needs.
     * 3, Golomb-Rice: for each gap (entries skipped since the last position), gap >> b ones, a
       zero, and the b low bits of the gap, with b from 0 to 31 in the high five bits of the tag.
 
@@ -841,9 +967,10 @@ def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
         index: (sum of counts,) int64 flat indices, ascending, without repeats.
         counts: (G,) int64.
         starts: (G + 1,) int64.
+        domains: (S + 1,) int64, some of the starts; None where each group is a domain.
 
     Returns:
-        (bytes,) uint8, at most `index_bytes_bound(counts, starts)` of them.
+        (bytes,) uint8, at most `index_bytes_bound` of them.
 
     Raises:
         ValueError: when the indices do not ascend within their groups.
@@ -852,23 +979,27 @@ def encode_index(index: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
         >>> counts, starts = torch.tensor([2]), torch.tensor([0, 9])
         >>> encode_index(torch.tensor([0, 3]), counts, starts).tolist()
         [3, 6]
+        >>> counts, starts = torch.tensor([1, 1]), torch.tensor([0, 8, 16])
+        >>> encode_index(torch.tensor([5, 9]), counts, starts, torch.tensor([0, 16])).tolist()
+        [2, 13]
     """
     check_counts(counts, starts)
+    check_domains(domains, starts)
     check_typed(index, torch.int64)
-    out = bytearray()
-    sizes = counts.tolist()
-    if sum(sizes) != index.numel():
-        raise ValueError(f"{index.numel()} indices for counts that add up to {sum(sizes)}")
-    for (lo, hi), chosen in zip(_groups(starts), torch.split(index, sizes), strict=True):
-        positions = (chosen - lo).tolist()
-        if any(b <= a for a, b in pairwise([-1, *positions, hi - lo])):
-            raise ValueError("indices must ascend within their groups")
-        tag, bits = _cheapest(positions, hi - lo)
+    out, at = bytearray(), 0
+    if int(counts.sum()) != index.numel():
+        raise ValueError(f"{index.numel()} indices for counts that add up to {int(counts.sum())}")
+    for lo, length, inside in _domains(counts, starts, domains):
+        positions = []
+        for start, size, k in inside:
+            chosen = (index[at : at + k] - lo).tolist()
+            at += k
+            if any(b <= a for a, b in pairwise([start - 1, *chosen, start + size])):
+                raise ValueError("indices must ascend within their groups")
+            positions += chosen
+        tag, bits = _cheapest(positions, length, inside)
         out.append(tag)
-        bits += [0] * (-len(bits) % 8)
-        out += bytes(
-            sum(b << i for i, b in enumerate(bits[at : at + 8])) for at in range(0, len(bits), 8)
-        )
+        out += _bytes(bits)
     return torch.tensor(list(out), dtype=torch.uint8, device=host.CPU)
 
 
@@ -878,21 +1009,22 @@ class _Refused(Exception):
 
 
 class _Reader:
-    """Reads an index stream bit by bit and refuses to go past its end."""
+    """Reads a stream bit by bit and refuses to go past its end."""
 
-    def __init__(self, data: torch.Tensor) -> None:
-        self.data = data
+    def __init__(self, data: torch.Tensor, ends_early: int) -> None:
+        self.data = data.contiguous().numpy().tobytes()
+        self.ends_early = ends_early
         self.at = 0
 
     def need(self, bits: int) -> None:
-        if self.at + bits > 8 * self.data.numel():
-            raise _Refused(ENDS_EARLY)
+        if self.at + bits > 8 * len(self.data):
+            raise _Refused(self.ends_early)
 
     def number(self, width: int) -> int:
         self.need(width)
         value = 0
         for i in range(width):
-            value |= (int(self.data[self.at >> 3]) >> (self.at & 7) & 1) << i
+            value |= (self.data[self.at >> 3] >> (self.at & 7) & 1) << i
             self.at += 1
         return value
 
@@ -901,7 +1033,8 @@ class _Reader:
             raise _Refused(PADDING)
 
 
-def _read_group(reader: _Reader, k: int, length: int) -> list[int]:
+def _read_domain(reader: _Reader, length: int, inside: _Inside) -> list[int]:
+    k = sum(many for _, _, many in inside)
     tag = reader.number(8)
     code, b = tag & 7, tag >> 3
     if code > RICE:
@@ -925,15 +1058,17 @@ def _read_group(reader: _Reader, k: int, length: int) -> list[int]:
         if ones != k:
             raise _Refused(WRONG_ONES, ones, k)
     elif code == FIXED:
-        width = _fixed_width(length)
-        reader.need(k * width)
-        for _ in range(k):
-            p = reader.number(width)
-            if p >= length:
-                raise _Refused(OUTSIDE, p, length)
-            if positions and p <= positions[-1]:
-                raise _Refused(NOT_ASCENDING)
-            positions.append(p)
+        reader.need(sum(many * (size - 1).bit_length() for _, size, many in inside if many))
+        for start, size, many in inside:
+            before = -1
+            for _ in range(many):
+                p = reader.number((size - 1).bit_length())
+                if p >= size:
+                    raise _Refused(OUTSIDE, p, size)
+                if p <= before:
+                    raise _Refused(NOT_ASCENDING)
+                before = p
+                positions.append(start + p)
     else:
         p = -1
         for _ in range(k):
@@ -951,7 +1086,10 @@ def _read_group(reader: _Reader, k: int, length: int) -> list[int]:
 
 
 def decode_index(
-    data: torch.Tensor, counts: torch.Tensor, starts: torch.Tensor
+    data: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, int, str]:
     """Reads back the indices that `encode_index` wrote, or says why the bytes are not such.
 
@@ -963,6 +1101,7 @@ def decode_index(
         data: (bytes,) uint8, possibly longer than needed.
         counts: (G,) int64.
         starts: (G + 1,) int64.
+        domains: (S + 1,) int64, as in `encode_index`.
 
     Returns:
         The (sum of counts,) int64 flat indices, ascending, the bytes used, and ""; or None, 0
@@ -976,34 +1115,247 @@ def decode_index(
         (None, 0, 'unknown index code 6')
     """
     check_counts(counts, starts)
+    check_domains(domains, starts)
     check_typed(data, torch.uint8)
-    reader, index = _Reader(data), []
+    reader, index = _Reader(data, ENDS_EARLY), []
     try:
-        for (lo, hi), k in zip(_groups(starts), counts.tolist(), strict=True):
-            index += [lo + p for p in _read_group(reader, k, hi - lo)]
+        for lo, length, inside in _domains(counts, starts, domains):
+            index += [lo + p for p in _read_domain(reader, length, inside)]
     except _Refused as refused:
         return None, 0, refused.problem
     return host.ints(index), reader.at // 8, ""
 
 
-def index_bytes_bound(counts: torch.Tensor, starts: torch.Tensor) -> int:
+def index_bytes_bound(
+    counts: torch.Tensor, starts: torch.Tensor, domains: torch.Tensor | None = None
+) -> int:
     """Says how many bytes `encode_index` needs at most for these counts, whatever the indices.
 
     Args:
         counts: (G,) int64.
         starts: (G + 1,) int64.
+        domains: (S + 1,) int64, as in `encode_index`.
 
     Examples:
         >>> index_bytes_bound(torch.tensor([2, 0]), torch.tensor([0, 9, 12]))
         3
     """
     check_counts(counts, starts)
-    lengths = starts.diff()
+    check_domains(domains, starts)
     # The exponent of a float64 is the bit length of the integer it holds.
-    width = torch.frexp((lengths - 1).clamp(min=0).double()).exponent.clamp(min=1)
-    bits = torch.minimum(lengths, counts * width)
-    bits = torch.where((counts == 0) | (counts == lengths), 0, bits)
+    widths = torch.frexp((starts.diff() - 1).clamp(min=0).double()).exponent
+    edges = torch.searchsorted(starts, starts if domains is None else domains)
+    lengths = starts[edges].diff()
+    kept, fixed = (
+        torch.cat([per_group.new_zeros(1), per_group.cumsum(0)])[edges].diff()
+        for per_group in (counts, counts * widths)
+    )
+    bits = torch.where((kept == 0) | (kept == lengths), 0, torch.minimum(lengths, fixed))
     return int((1 + (bits + 7) // 8).sum())
+
+
+def entropy_shape(n: int) -> tuple[int, int]:
+    """Says with how many bits and lanes n codes are entropy-coded.
+
+    Args:
+        n: number of codes.
+
+    Returns:
+        The bits R of a share, 2**R together, and the number of states that take turns.
+
+    Examples:
+        >>> entropy_shape(1000), entropy_shape(1 << 20)
+        ((10, 1), (16, 8))
+    """
+    return min(16, max(8, n.bit_length())), 8 if n >= 1 << 16 else 1
+
+
+def entropy_shares(counts: list[int], R: int) -> list[int]:
+    """Turns how often each code occurs into shares of 2**R, at least 1 for a code that occurs.
+
+    Each count is scaled and rounded (halves up); what is left over or missing then goes to, or
+    comes from, the most frequent code, the lowest on a tie.
+
+    Args:
+        counts: how often each code occurs, of which at most 2**(R // 2) occur.
+        R: bits of a share.
+
+    Examples:
+        >>> entropy_shares([3, 0, 1, 4], 8)
+        [96, 0, 32, 128]
+    """
+    n, M = sum(counts), 1 << R
+    shares = [max(1, (2 * c * M + n) // (2 * n)) if c else 0 for c in counts]
+    shares[counts.index(max(counts))] += M - sum(shares)
+    return shares
+
+
+def _gamma(value: int) -> list[int]:
+    j = value.bit_length() - 1
+    return [1] * j + [0] + _bits(value, j)
+
+
+def _table(shares: list[int]) -> bytes:
+    used = [code for code, share in enumerate(shares) if share]
+    bits = _bits(len(used) - 1, 8)
+    for before, code in pairwise([-1, *used]):
+        bits += _gamma(code - before)
+        if code != used[-1]:
+            e = shares[code].bit_length() - 1
+            bits += _bits(e, 4) + _bits(shares[code], e)
+    return _bytes(bits)
+
+
+def _entropy_coded(codes: list[int], width: int) -> bytes | None:
+    """Codes by shares of an interval (rANS), last code first; None where too many differ."""
+    R, lanes = entropy_shape(len(codes))
+    counts = [0] * (1 << width)
+    for code in codes:
+        counts[code] += 1
+    if not codes or sum(c > 0 for c in counts) > 1 << R // 2:
+        return None
+    shares = entropy_shares(counts, R)
+    below = [0, *torch.tensor(shares).cumsum(0).tolist()]
+    x, words = [STATE] * lanes, []
+    for i in range(len(codes) - 1, -1, -1):
+        lane, f = i % lanes, shares[codes[i]]
+        if x[lane] >= f << (40 - R):
+            words.append(x[lane] & 0xFFFF)
+            x[lane] >>= 16
+        x[lane] = (x[lane] // f << R) + below[codes[i]] + x[lane] % f
+    states = b"".join(state.to_bytes(STATE_BYTES, "little") for state in x)
+    return _table(shares) + states + b"".join(w.to_bytes(2, "little") for w in reversed(words))
+
+
+def encode_codes(packed: torch.Tensor, n: int, width: int) -> torch.Tensor:
+    """Writes n packed codes in the shorter of two forms: as they are, or entropy-coded.
+
+    One byte names the form: 0, the packed codes follow; 1, only where that is shorter, and where
+    at most 2**(R // 2) different codes occur (R and the lanes from `entropy_shape`):
+
+    * a bit stream, lowest bits first, zero-padded: the number of codes that occur, less one, in 8
+      bits; then for each, ascending, its distance to the one before (the first to -1) as an
+      Elias gamma number (j ones, a zero, the j low bits of a number of j + 1 bits), and, but for
+      the last, e in 4 bits and e bits: its share of 2**R without its highest bit, which is bit e;
+    * each lane's state in 5 bytes, at least `STATE` and below 2**16 times that;
+    * words of 16 bits.
+
+    A reader takes code i from lane i % lanes: of the state x the low R bits lie in the code's
+    share f, which begins at b; x becomes f (x >> R) + (x mod 2**R) - b, and where that is below
+    `STATE` the next word enters from below. After the last code every state is `STATE`.
+
+    Args:
+        packed: (packed_bytes(n, width),) uint8.
+        n: number of codes.
+        width: bits per code, 1..16.
+
+    Returns:
+        (bytes,) uint8, at most 1 + packed_bytes(n, width) of them.
+
+    Examples:
+        >>> packed = pack(torch.full((1000,), 7, dtype=torch.int32), 4)
+        >>> encode_codes(packed, 1000, 4).tolist()
+        [1, 0, 7, 0, 0, 0, 1, 0]
+    """
+    coded = _entropy_coded(unpack(packed, n, width).tolist(), width)
+    if coded is None or len(coded) >= packed.numel():
+        return torch.cat([packed.new_full((1,), AS_PACKED), packed])
+    return torch.tensor([AS_ENTROPY, *coded], dtype=torch.uint8, device=host.CPU)
+
+
+def _read_shares(reader: _Reader, R: int, top: int) -> list[tuple[int, int]]:
+    m, total, code = reader.number(8) + 1, 0, -1
+    if m > 1 << R // 2:
+        raise _Refused(TOO_MANY_CODES, m, 1 << R // 2)
+    out = []
+    for last in range(m - 1, -1, -1):
+        j = 0
+        while reader.number(1):
+            j += 1
+            if j > 16:
+                raise _Refused(TABLE_ABOVE, top)
+        code += (1 << j) + reader.number(j)
+        if code > top:
+            raise _Refused(TABLE_ABOVE, top)
+        f = (1 << R) - total
+        if last:
+            e = reader.number(4)
+            f = (1 << e) + reader.number(e)
+        total += f
+        if total > (1 << R) - (last > 0):
+            raise _Refused(SHARES_ABOVE, 1 << R)
+        out.append((code, f))
+    reader.align()
+    return out
+
+
+def _read_codes(reader: _Reader, n: int, top: int) -> list[int]:
+    R, lanes = entropy_shape(n)
+    shares = _read_shares(reader, R, top)
+    owner = [(code, f, slot) for code, f in shares for slot in range(f)]
+    x = [reader.number(8 * STATE_BYTES) for _ in range(lanes)]
+    if min(x) < STATE or max(x) >= STATE << 16:
+        raise _Refused(STATE_OUTSIDE)
+    codes = []
+    for i in range(n):
+        state = x[i % lanes]
+        code, f, within = owner[state & ((1 << R) - 1)]
+        state = f * (state >> R) + within
+        if state < STATE:
+            state = state << 16 | reader.number(16)
+        x[i % lanes] = state
+        codes.append(code)
+    if x != [STATE] * lanes:
+        raise _Refused(UNFINISHED)
+    return codes
+
+
+def decode_codes(
+    data: torch.Tensor, n: int, width: int, top: int
+) -> tuple[torch.Tensor | None, int, str]:
+    """Reads back the packed codes that `encode_codes` wrote, or says why the bytes are not such.
+
+    Any bytes are safe to give: nothing past the end is read, time and memory are bounded by n.
+    Bytes after the last word are left alone. The shares need not be the ones a sender takes.
+
+    Args:
+        data: (bytes,) uint8, possibly longer than needed.
+        n: number of codes.
+        width: bits per code, 1..16.
+        top: the greatest code, below 2**width.
+
+    Returns:
+        The (packed_bytes(n, width),) uint8 packed codes, the bytes used, and ""; or None, 0 and
+        the problem in a few words.
+
+    Examples:
+        >>> data = torch.tensor([1, 0, 7, 0, 0, 0, 1, 0, 99], dtype=torch.uint8)
+        >>> packed, used, problem = decode_codes(data, 1000, 4, 14)
+        >>> unpack(packed, 1000, 4).unique().tolist(), used, problem
+        ([7], 8, '')
+        >>> decode_codes(data, 1000, 4, 6)
+        (None, 0, 'a table holds a code above 6')
+    """
+    check_typed(data, torch.uint8)
+    check_width(width)
+    size, form = packed_bytes(n, width), int(data[0]) if data.numel() else None
+    try:
+        if form is None or (form == AS_PACKED and data.numel() <= size):
+            raise _Refused(CODES_END_EARLY)
+        if form == AS_PACKED:
+            largest = largest_code(data[1 : 1 + size], n, width)
+            if largest < 0:
+                raise _Refused(CODE_PADDING)
+            if largest > top:
+                raise _Refused(CODE_ABOVE, largest, top)
+            return data[1 : 1 + size], 1 + size, ""
+        if form != AS_ENTROPY:
+            raise _Refused(UNKNOWN_FORM, form)
+        reader = _Reader(data[1:], CODES_END_EARLY)
+        codes = torch.tensor(_read_codes(reader, n, top), dtype=torch.int32, device=host.CPU)
+    except _Refused as refused:
+        return None, 0, refused.problem
+    return pack(codes, width), 1 + reader.at // 8, ""
 
 
 def accumulate(

@@ -44,10 +44,11 @@ class Reader:
             self.fail(f"{what} holds a NaN or an infinity")
         return values
 
-    def index(self, counts: Tensor, domains: Tensor) -> Tensor:
+    def index(self, counts: Tensor, groups: Tensor, domains: Tensor) -> Tensor:
         """Returns the next index section, (sum counts,) int64."""
-        rest = as_tensor(self._view[self._at :])
-        index, used, problem = kernels.active().decode_index(rest, counts, domains)
+        most = kernels.index_bytes_bound(counts, groups, domains)
+        rest = as_tensor(self._view[self._at : self._at + most])
+        index, used, problem = kernels.active().decode_index(rest, counts, groups, domains)
         if index is None:
             self.fail(problem)
         self.take(used, "index section")
@@ -61,6 +62,16 @@ class Reader:
             self.fail(f"padding bits after the {what} are not zero")
         if largest > top:
             self.fail(f"code {largest} is above {top}")
+        return packed
+
+    def coded(self, n: int, width: int, top: int, what: str) -> Tensor:
+        """Returns the next n codes, which one byte says to be entropy-coded or not, packed."""
+        most = 1 + kernels.packed_bytes(n, width)
+        rest = as_tensor(self._view[self._at : self._at + most])
+        packed, used, problem = kernels.active().decode_codes(rest, n, width, top)
+        if packed is None:
+            self.fail(problem)
+        self.take(used, what)
         return packed
 
     def end(self) -> None:
@@ -102,11 +113,14 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
     at, sections = payload.layout, []
     if compressor.sparsifier.says_index:
         assert payload.index is not None
-        index = kernels.active().encode_index(payload.index, at.domain_counts, at.domains)
+        index = kernels.active().encode_index(payload.index, at.counts, at.groups, at.domains)
         sections.append(as_bytes(index))
     if isinstance(payload.values, Codes):
-        sections.append(as_bytes(payload.values.scales))
-        sections.append(as_bytes(payload.values.packed))
+        codes = payload.values
+        packed = codes.packed
+        if compressor.quantizer.coding == "smallest":
+            packed = kernels.active().encode_codes(packed, codes.n, codes.width)
+        sections += [as_bytes(codes.scales), as_bytes(packed)]
     else:
         sections.append(as_bytes(payload.values))
     return b"".join(sections)
@@ -127,13 +141,14 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     at = compressor.layout(spans)
     sparsifier, quantizer = compressor.sparsifier, compressor.quantizer
     if sparsifier.says_index:
-        index: Tensor | None = reader.index(at.domain_counts, at.domains)
+        index: Tensor | None = reader.index(at.counts, at.groups, at.domains)
     else:
         index = sparsifier.select(host.empty(0), at, key)
     if quantizer.scales == 0:
         return Payload(at, index, reader.floats(at.kept, "values"), key)
     scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
-    packed = reader.codes(at.n_codes, quantizer.width, quantizer.top, "codes")
+    read = reader.coded if quantizer.coding == "smallest" else reader.codes
+    packed = read(at.n_codes, quantizer.width, quantizer.top, "codes")
     return Payload(at, index, Codes(packed, at.n_codes, quantizer.width, scales), key)
 
 
@@ -146,7 +161,7 @@ def pack_sparse(index: Tensor, values: Tensor, d: int) -> bytes:
         d: entries of the vector.
     """
     counts, domain = host.ints([len(index)]), host.ints([0, d])
-    section = kernels.active().encode_index(index, counts, domain)
+    section = kernels.active().encode_index(index, counts, domain, None)
     return len(index).to_bytes(6, "little") + as_bytes(section) + as_bytes(values)
 
 
@@ -159,7 +174,8 @@ def unpack_sparse(reader: Reader, d: int) -> Tensor:
     n = int.from_bytes(reader.take(6, "count"), "little")
     if n > d or 4 * n > len(reader):
         reader.fail(f"{n} entries are announced; d is {d} and {len(reader)} bytes are left")
-    index = reader.index(host.ints([n]), host.ints([0, d]))
+    domain = host.ints([0, d])
+    index = reader.index(host.ints([n]), domain, domain)
     vector = host.zeros(d)
     vector[index] = reader.floats(n, "values")
     return vector

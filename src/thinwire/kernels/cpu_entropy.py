@@ -1,0 +1,269 @@
+"""The entropy coder of `thinwire.kernels.reference` in Numba: rANS on eight states in turn.
+
+Nothing here checks bounds on its own: a stream is read from a copy with room for all the words
+that a block can ask for, and where it ends is looked at after each block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from thinwire import host
+from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_codes import block_bytes, get_block, largest_code, put_block
+from thinwire.kernels.cpu_index import padded_words, peek, put
+from thinwire.kernels.numba_support import Array, Number, array, kernel, trailing_zeros
+
+_BLOCK = reference.BLOCK
+_STATE = reference.STATE
+_FINE = reference.FINE
+_PADDING = reference.PADDING
+_ENDS_EARLY = reference.CODES_END_EARLY
+_TOO_MANY = reference.TOO_MANY_CODES
+_TABLE_ABOVE = reference.TABLE_ABOVE
+_SHARES_ABOVE = reference.SHARES_ABOVE
+_STATE_OUTSIDE = reference.STATE_OUTSIDE
+_UNFINISHED = reference.UNFINISHED
+_STATE_BYTES = reference.STATE_BYTES
+_MOST_TABLE = 4096
+"""More bytes than any table has: 256 codes of at most 33 + 19 bits."""
+
+
+@kernel
+def _histogram(packed: Array, n: Number, width: Number, counts: Array) -> None:
+    # Rows take turns, since one counter hit again and again waits for itself.
+    scratch = np.empty(_BLOCK, np.uint16)
+    turn = counts.shape[0] - 1
+    for first in range(0, n, _BLOCK):
+        block = scratch[: min(_BLOCK, n - first)]
+        at = first // 8 * width
+        get_block(packed[at : at + block_bytes(block.size, width)], width, block)
+        for j in range(block.size):
+            counts[j & turn, block[j]] += 1
+
+
+@kernel
+def _encode(
+    packed: Array, n: Number, width: Number, shares: Array, R: Number, x: Array, words: Array,
+    most: Number,
+) -> Number:  # fmt: skip
+    """Fills `words` from its end; returns where they begin, or -1 for more than `most`."""
+    M = np.int64(1) << R
+    limit = shares << (40 - R)
+    inverse = 1.0 / np.maximum(shares, 1)
+    rest = M - shares
+    below = np.cumsum(shares) - shares
+    scratch = np.empty(_BLOCK, np.uint16)
+    turn = x.size - 1
+    at = words.size
+    for first in range((n - 1) // _BLOCK * _BLOCK, -1, -_BLOCK):
+        block = scratch[: min(_BLOCK, n - first)]
+        begin = first // 8 * width
+        get_block(packed[begin : begin + block_bytes(block.size, width)], width, block)
+        for j in range(block.size - 1, -1, -1):
+            code = block[j]
+            state = x[j & turn]
+            words[at - 1] = np.uint16(state)
+            emit = np.int64(state >= limit[code])
+            at -= emit
+            state >>= emit << 4
+            # Below 2**40 the half keeps the float64 product off the whole numbers: q is exact.
+            q = np.int64((np.float64(state) + 0.5) * inverse[code])
+            x[j & turn] = state + q * rest[code] + below[code]
+        if words.size - at > most:
+            return -1
+    return at
+
+
+@kernel
+def _write_table(shares: Array, used: Array, words: Array) -> Number:
+    at = put(words, np.int64(0), used.size - 1, 8)
+    before = np.int64(-1)
+    for m in range(used.size):
+        gap = used[m] - before
+        before = used[m]
+        j = np.int64(0)
+        while gap >> (j + 1):
+            j += 1
+        at = put(words, at, (1 << j) - 1, j + 1)
+        at = put(words, at, gap & ((1 << j) - 1), j)
+        if m < used.size - 1:
+            f = shares[used[m]]
+            e = np.int64(0)
+            while f >> (e + 1):
+                e += 1
+            at = put(words, at, e, 4)
+            at = put(words, at, f & ((1 << e) - 1), e)
+    return (at + 7) >> 3
+
+
+def _entropy_coded(packed: Array, n: int, width: int) -> list[Array] | None:
+    """Returns table, states and words, or None where they are not shorter than `packed`."""
+    R, lanes = reference.entropy_shape(n)
+    counts = np.zeros((4 if width <= 8 else 1, 1 << width), np.int64)
+    _histogram(packed, n, width, counts)
+    total = counts.sum(0)
+    used = np.flatnonzero(total)
+    if not 0 < used.size <= 1 << R // 2:
+        return None
+    shares = np.zeros_like(total)
+    shares[used] = reference.entropy_shares(total[used].tolist(), R)
+    # A state gains at most 2**-7 bits a code on its share, so what is hopeless is not tried.
+    if (total[used] * (R - np.log2(shares[used]) - 2**-7)).sum() > 8 * packed.size:
+        return None
+    table = np.zeros(_MOST_TABLE // 8, np.uint64)
+    head = table.view(np.uint8)[: _write_table(shares, used, table)]
+    most = (packed.size - 1 - head.size - lanes * _STATE_BYTES) // 2
+    if most < 0:
+        return None
+    words = np.empty(most + _BLOCK + 1, np.uint16)
+    states = np.full(lanes, _STATE, np.int64)
+    at = _encode(packed, n, width, shares, R, states, words, most)
+    if at < 0:
+        return None
+    tails = states.view(np.uint8).reshape(lanes, 8)[:, :_STATE_BYTES]
+    return [head, tails.ravel(), words[at:].view(np.uint8)]
+
+
+def encode_codes(packed: torch.Tensor, n: int, width: int) -> torch.Tensor:
+    """Agrees bit for bit with `reference.encode_codes`."""
+    checks.check_packed(packed, n, width)
+    given = array(packed)
+    coded = _entropy_coded(given, n, width)
+    form = reference.AS_PACKED if coded is None else reference.AS_ENTROPY
+    sections = [np.array([form], np.uint8), *([given] if coded is None else coded)]
+    return torch.from_numpy(np.concatenate(sections))
+
+
+@kernel
+def _read_table(
+    words: Array, size: Number, top: Number, R: Number, codes: Array, shares: Array
+) -> Number:
+    """Reads a table; returns status and two numbers, how many codes it has and its bytes."""
+    end = 8 * size
+    if end < 8:
+        return _ENDS_EARLY, 0, 0, 0, 0
+    m = np.int64(peek(words, 0) & np.uint64(0xFF)) + 1
+    if m > 1 << (R >> 1):
+        return _TOO_MANY, m, 1 << (R >> 1), 0, 0
+    at = np.int64(8)
+    total = np.int64(0)
+    code = np.int64(-1)
+    for i in range(m):
+        word = peek(words, at)
+        j = np.int64(trailing_zeros(~word))
+        if j > 16:
+            return _TABLE_ABOVE, top, 0, 0, 0
+        at += j + 1
+        if at + j > end:
+            return _ENDS_EARLY, 0, 0, 0, 0
+        low = np.int64(word >> np.uint64(j + 1))
+        code += (1 << j) + (low & ((1 << j) - 1))
+        at += j
+        if code > top:
+            return _TABLE_ABOVE, top, 0, 0, 0
+        f = (1 << R) - total
+        if i < m - 1:
+            if at + 4 > end:
+                return _ENDS_EARLY, 0, 0, 0, 0
+            word = peek(words, at)
+            e = np.int64(word & np.uint64(15))
+            at += 4 + e
+            if at > end:
+                return _ENDS_EARLY, 0, 0, 0, 0
+            f = (1 << e) + (np.int64(word >> np.uint64(4)) & ((1 << e) - 1))
+        total += f
+        if total > (1 << R) - (i < m - 1):
+            return _SHARES_ABOVE, 1 << R, 0, 0, 0
+        codes[i] = code
+        shares[i] = f
+    if at & 7 and peek(words, at) & ((np.uint64(1) << np.uint64(8 - (at & 7))) - np.uint64(1)):
+        return _PADDING, 0, 0, 0, 0
+    return _FINE, 0, 0, m, (at + 7) >> 3
+
+
+@kernel
+def _decode(
+    words: Array, there: Number, n: Number, width: Number, codes: Array, shares: Array,
+    R: Number, x: Array, out: Array,
+) -> Number:  # fmt: skip
+    """Decodes n codes into packed `out`; returns status and the words used."""
+    M = np.int64(1) << R
+    below = np.cumsum(shares) - shares
+    owner = np.empty(M, np.uint8)
+    for i in range(codes.size):
+        owner[below[i] : below[i] + shares[i]] = i
+    scratch = np.empty(_BLOCK, np.uint16)
+    turn = x.size - 1
+    at = np.int64(0)
+    for first in range(0, n, _BLOCK):
+        block = scratch[: min(_BLOCK, n - first)]
+        for j in range(block.size):
+            state = x[j & turn]
+            slot = state & (M - 1)
+            i = owner[slot]
+            block[j] = codes[i]
+            state = shares[i] * (state >> R) + slot - below[i]
+            low = np.int64(state < _STATE)
+            state = state << (low << 4) | np.int64(words[at]) * low
+            at += low
+            x[j & turn] = state
+        if at > there:
+            return _ENDS_EARLY, 0
+        begin = first // 8 * width
+        put_block(block, width, out[begin : begin + block_bytes(block.size, width)])
+    for lane in range(x.size):
+        if x[lane] != _STATE:
+            return _UNFINISHED, 0
+    return _FINE, at
+
+
+def _read_entropy(
+    data: Array, n: int, width: int, top: int
+) -> tuple[tuple[int, int, int], torch.Tensor, int]:
+    R, lanes = reference.entropy_shape(n)
+    nothing = host.empty(0, torch.uint8)
+    codes, shares = np.empty(256, np.uint16), np.empty(256, np.int64)
+    head = torch.from_numpy(data[:_MOST_TABLE])
+    status, a, b, m, size = _read_table(padded_words(head), len(head), top, R, codes, shares)
+    if status != _FINE:
+        return (status, a, b), nothing, 0
+    at = size + lanes * _STATE_BYTES
+    if at > data.size:
+        return (_ENDS_EARLY, 0, 0), nothing, 0
+    x = np.zeros(lanes, np.int64)
+    x.view(np.uint8).reshape(lanes, 8)[:, :_STATE_BYTES] = data[size:at].reshape(lanes, -1)
+    if x.min() < _STATE or x.max() >= _STATE << 16:
+        return (_STATE_OUTSIDE, 0, 0), nothing, 0
+    there = (data.size - at) // 2
+    words = np.zeros(there + _BLOCK + 1, np.uint16)
+    words.view(np.uint8)[: 2 * there] = data[at : at + 2 * there]
+    out = host.empty(checks.packed_bytes(n, width), torch.uint8)
+    table = codes[:m], shares[:m]
+    status, used = _decode(words, there, n, width, *table, R, x, out.numpy())
+    return (status, 0, 0), out, at + 2 * used
+
+
+def decode_codes(
+    data: torch.Tensor, n: int, width: int, top: int
+) -> tuple[torch.Tensor | None, int, str]:
+    """Agrees with `reference.decode_codes`, problems included."""
+    checks.check_typed(data, torch.uint8)
+    size, form = checks.packed_bytes(n, width), int(data[0]) if data.numel() else None
+    if form is None or (form == reference.AS_PACKED and data.numel() <= size):
+        return None, 0, reference.explain(_ENDS_EARLY, 0, 0)
+    if form == reference.AS_ENTROPY:
+        why, packed, used = _read_entropy(array(data)[1:], n, width, top)
+    elif form == reference.AS_PACKED:
+        packed, used, why = data[1 : 1 + size], size, (_FINE, 0, 0)
+        largest = largest_code(packed, n, width)
+        if largest < 0:
+            why = reference.CODE_PADDING, 0, 0
+        elif largest > top:
+            why = reference.CODE_ABOVE, largest, top
+    else:
+        why, packed, used = (reference.UNKNOWN_FORM, form, 0), data, 0
+    if why[0] != _FINE:
+        return None, 0, reference.explain(*map(int, why))
+    return packed, 1 + int(used), ""
