@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from thinwire import flat, kernels
-from thinwire.compress import Compressor, TopK
+from thinwire import flat, host, kernels
+from thinwire.compress import Compressor, Payload, TopK
 from thinwire.exchange import Exchange, Feedback, Gather, Here
 from thinwire.exchange.feedback import said_bound, say_owed
 from thinwire.exchange.hear import from_all, hear, mean, to_all
@@ -81,9 +81,11 @@ def lean_round(
         for total in sums:
             total.zero_()
         for rank, body in enumerate(bodies):
-            heard = unpack(here.reader(body, rank), C, here.spans, here.key_of(rank))
+            # What this worker said, its hearers decode to the same bits.
+            heard = payload if rank == here.rank else _read(body, rank, here)
             assert heard.index is not None
             table.scatter(sums, heard.index, C.values(heard))
+            del heard
         table.land(anchor, sums, here.N, outer.lr)
     else:
         anchor.copy_(outer.step(anchor, direction, {})[0])
@@ -95,9 +97,15 @@ def _may_overflow(bodies: list[memoryview], here: Here) -> bool:
     """Returns whether the sum of these messages may leave float32; reads each of them whole."""
     C, most = here.compressor, 0.0
     for rank, body in enumerate(bodies):
-        reader = here.reader(body, rank)
-        payload = unpack(reader, C, here.spans, here.key_of(rank))
-        reader.end()
-        values = C.values(payload)
-        most += float(values.abs().max()) if len(values) else 0.0
+        values = C.values(_read(body, rank, here))
+        most += float(kernels.active().norms(values, host.ints([0, len(values)]), "max"))
+        # Let go before the next is read: two side by side would be some hundredths of a vector.
+        del values
     return not most < LARGEST
+
+
+def _read(body: memoryview, rank: int, here: Here) -> Payload:
+    reader = here.reader(body, rank)
+    payload = unpack(reader, here.compressor, here.spans, here.key_of(rank))
+    reader.end()
+    return payload

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.compress.payload import Codes
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import Coding, Layout, Scope
+from thinwire.compress.payload import Codes
 from thinwire.keys import Key
 
 
