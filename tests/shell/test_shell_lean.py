@@ -162,7 +162,7 @@ MEASURE = """
         return p, tw.LocalSGD(p, inner, compressor=C, exchange=exchange)
 
     def measure(d, exchange):
-        p, optimizer = begin(1000, exchange)
+        p, optimizer = begin(300_000, exchange)
         optimizer.step()
         p, optimizer = begin(d, exchange)
         optimizer.inner.step()
