@@ -70,7 +70,8 @@ def load(saved: dict[str, Any], own: dict[str, Any], same: tuple[str, ...]) -> R
 
 
 def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
-    # What an exchange comes to remember on its way: a measured step, replicas of workers met.
+    # What an exchange comes to remember on its way: a measured step, replicas of workers met,
+    # a master's model.
     names = saved.keys() ^ own.keys() if isinstance(saved, dict) else own.keys()
     if any(not _is_gained(name) for name in names) or not isinstance(saved, dict):
         raise ConfigError(f"this state's {part} holds {list(saved)}; expected {list(own)}")
@@ -86,4 +87,4 @@ def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
 
 
 def _is_gained(name: str) -> bool:
-    return name in ("gamma", "start") or name.startswith(("mine/", "theirs/"))
+    return name in ("gamma", "start") or name.startswith(("mine/", "theirs/", "master/"))

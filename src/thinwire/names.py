@@ -24,6 +24,7 @@ from thinwire.errors import (
 from thinwire.exchange import (
     DPSGD,
     AllReduce,
+    Asynchronous,
     Choco,
     DeepSqueeze,
     EdgeGossip,
@@ -37,7 +38,7 @@ from thinwire.exchange import (
     Server,
 )
 from thinwire.keys import Key
-from thinwire.outer import Average, Nesterov, Outer
+from thinwire.outer import Adopt, Average, Nesterov, Outer
 from thinwire.presets import (
     PRESETS,
     Preset,
@@ -49,11 +50,13 @@ from thinwire.presets import (
     marsit,
     qprsgd_gossip,
     qprsgd_ring,
+    qsparse_async,
     qsparse_local_sgd,
     squarm_sgd,
     topk_sgd,
     vanilla,
 )
+from thinwire.schedule import RandomGaps
 from thinwire.shell import LocalSGD, RoundReport, Seat
 from thinwire.simulate import LockStep
 from thinwire.topology import (
@@ -74,7 +77,9 @@ __all__ = [
     "DPSGD",
     "PRESETS",
     "QSGD",
+    "Adopt",
     "AllReduce",
+    "Asynchronous",
     "Average",
     "Choco",
     "Complete",
@@ -105,6 +110,7 @@ __all__ = [
     "PeerLost",
     "Preset",
     "RandK",
+    "RandomGaps",
     "RandomMatching",
     "Ring",
     "RingGraph",
@@ -130,6 +136,7 @@ __all__ = [
     "marsit",
     "qprsgd_gossip",
     "qprsgd_ring",
+    "qsparse_async",
     "qsparse_local_sgd",
     "squarm_sgd",
     "topk_sgd",

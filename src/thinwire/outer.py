@@ -66,6 +66,24 @@ class Average(Outer):
 
 
 @dataclass(frozen=True, repr=False)
+class Adopt(Outer):
+    """Takes what it is handed as the anchor: the outer step was made by a master or a hub.
+
+    Example:
+        >>> Adopt().step(torch.tensor([1.0]), torch.tensor([0.25]), {})
+        (tensor([0.2500]), {})
+    """
+
+    def init(self, anchor: Tensor) -> OuterState:
+        return {}
+
+    def step(
+        self, anchor: Tensor, direction: Tensor, state: OuterState
+    ) -> tuple[Tensor, OuterState]:
+        return direction, state
+
+
+@dataclass(frozen=True, repr=False)
 class Nesterov(Outer):
     """Takes a Nesterov momentum step: b = mu b + direction; anchor -= lr (direction + mu b).
 

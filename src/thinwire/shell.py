@@ -19,10 +19,10 @@ from thinwire.exchange.agree import agree, broadcast, hello
 from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
 from thinwire.keys import Key
-from thinwire.outer import Average, Outer
+from thinwire.outer import Adopt, Average, Outer
 from thinwire.parameters import Buffers, Given
 from thinwire.round import RoundState, one_round
-from thinwire.schedule import H_at, HSchedule, check_schedule, schedule_json
+from thinwire.schedule import H_at, HSchedule, RandomGaps, check_schedule, schedule_json
 from thinwire.stats import Stats
 from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
 from thinwire.value import in_range, of_kind, one_of, whole
@@ -81,10 +81,11 @@ class LocalSGD(torch.optim.Optimizer):
         optimizer: the inner optimizer over exactly those parameters. Its state stays local.
         H: local steps per round; or a schedule ((first round, H), ...) such as
             ((0, 1), (100, 8)); or a function of the round number, which the ranks compare at
-            round 0 and the powers of two.
+            round 0 and the powers of two; or `RandomGaps`, where the exchange lets each worker
+            speak at its own times.
         compressor: what is said of the pseudo-gradient.
         exchange: who says it to whom, and whether with feedback.
-        outer: how the anchor moves along the mean.
+        outer: how the anchor moves along the mean; by default as the exchange has it.
         group: a process group; None for the default one (or, without one, a group of one); or a
             `Seat` of a `LockStep`.
         seed: of the random choices; the same on all ranks.
@@ -136,7 +137,8 @@ class LocalSGD(torch.optim.Optimizer):
         self.H = H
         self.compressor = Identity() if compressor is None else compressor
         self.exchange = Server(NoFeedback()) if exchange is None else exchange
-        self.outer = Average() if outer is None else outer
+        plain = Adopt() if self.exchange.hands_anchor else Average()
+        self.outer: Outer = plain if outer is None else outer
         self.seed = seed
         self.buffers = buffers
         self.clear_residual_at_drop = clear_residual_at_drop
@@ -178,6 +180,11 @@ class LocalSGD(torch.optim.Optimizer):
         return self._state.anchor
 
     @property
+    def agreed(self) -> Tensor:
+        """The model this rank answers for, (d,) float32: a master's own, elsewhere the anchor."""
+        return self.exchange.agreed(self._state.anchor, self._state.mem)
+
+    @property
     def residual(self) -> Tensor | None:
         """What this worker has not yet said, (d,) float32, or None where feedback is off."""
         return self._state.mem.get("residual")
@@ -216,8 +223,13 @@ class LocalSGD(torch.optim.Optimizer):
         # What a learning-rate scheduler looks at, which only wraps `step`.
         self._opt_called = True
         self._local += 1
-        if self._local >= H_at(self.H, self.round):
-            yield from self.sync_talk()
+        here = self._here()
+        if self._local >= H_at(self.H, here.round, here.key):
+            yield from self.sync_talk(called=False)
+        else:
+            state = self._state
+            mem = yield from self.exchange.attend(state.anchor, state.mem, here)
+            self._state = replace(state, mem=mem)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -288,10 +300,16 @@ class LocalSGD(torch.optim.Optimizer):
             in_range(self, "clear_residual_at_drop", self.clear_residual_at_drop, 0.0, 1.0)
         for name, kind in (("compressor", Compressor), ("exchange", Exchange), ("outer", Outer)):
             of_kind(self, name, getattr(self, name), kind)
-        if not self.exchange.replicates and self.outer != Average():
+        plain = Adopt() if self.exchange.hands_anchor else Average()
+        if not self.exchange.replicates and self.outer != plain:
             raise ConfigError(
                 f"{self.exchange!r} moves each worker by itself and takes the plain outer step: "
-                f"outer=Average(), not {self.outer!r}"
+                f"outer={plain!r}, not {self.outer!r}"
+            )
+        if isinstance(self.H, RandomGaps) and self.exchange.pace == "common":
+            raise ConfigError(
+                f"{self.exchange!r} hears all workers in the same step, so H={self.H!r} would "
+                "never meet; use Asynchronous(), or a number"
             )
         named = parameters.named_parameters(model_or_params)
         shared = parameters.named_buffers(model_or_params, self.buffers)
@@ -327,9 +345,10 @@ class LocalSGD(torch.optim.Optimizer):
     def _here(self) -> Here:
         round = self._state.round
         key = Key(self.seed, round, self._rank)
-        return Here(self._rank, self._N, round, key, self.compressor, self.spans, self._run)
+        C, spans = self.compressor, self.spans
+        return Here(self._rank, self._N, round, key, C, spans, self._run, H=self.H)
 
-    def sync_talk(self) -> Generator[Ask, Answer, None]:
+    def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
         before, anchor = self.stats.totals(), self._state.anchor
         began, cleared, lr = self._cleared_at_drop()
@@ -339,7 +358,8 @@ class LocalSGD(torch.optim.Optimizer):
             # The parameters began as the anchor rounded to their dtype: that rounding is no
             # progress, so it must not be said.
             params = anchor - (held - params)
-        state = yield from one_round(began, params, self.exchange, self.outer, self._here())
+        here = replace(self._here(), called=called)
+        state = yield from one_round(began, params, self.exchange, self.outer, here)
         yield from self._share_buffers()
         flat.write(state.anchor, self._params)
         local_steps, round = self._local, began.round

@@ -9,7 +9,7 @@ from thinwire.transport.base import Answer, Ask, Reduce, Turn
 from thinwire.wire.frame import BUFFER_PART, Kind
 
 UP = (Kind.SAID.name, Kind.ALARM.name, Kind.SILENCE.name, Kind.PLEA.name, Kind.NUMBER.name)
-DOWN = (Kind.REPLY.name, Kind.REFUSAL.name)
+DOWN = (Kind.REPLY.name, Kind.REFUSAL.name, Kind.ANCHOR.name)
 
 
 class Stats:

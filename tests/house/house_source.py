@@ -11,11 +11,11 @@ SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
     ("errors", "value", "keys", "version", "host"),
-    ("flat", "kernels", "topology", "transport"),
+    ("flat", "kernels", "topology", "transport", "outer", "schedule"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("outer", "stats", "round", "schedule"),
+    ("stats", "round"),
     ("checkpoint", "parameters", "shell", "presets", "simulate"),
     ("names",),
     ("door",),

@@ -109,6 +109,8 @@ PEERS: tuple[tw.Exchange, ...] = (
     tw.Marsit(K=7),
     tw.EdgeGossip(),
     tw.EdgeGossip(tw.Hypercube(), gamma=0.5),
+    tw.Asynchronous(),
+    tw.Asynchronous(tw.NoFeedback(), tw.Nesterov(), root=2),
 )
 """Exchanges without a mean that all share, or without whole messages: laws of their own."""
 
@@ -127,6 +129,9 @@ TOPOLOGIES: tuple[tw.Topology, ...] = (
 
 OTHER_SETTINGS: tuple[Value, ...] = (
     *TOPOLOGIES,
+    tw.Adopt(),
+    tw.RandomGaps(),
+    tw.RandomGaps(most=3),
     tw.Feedback(),
     tw.Feedback(decay=0.9, permit="any"),
     tw.NoFeedback(),

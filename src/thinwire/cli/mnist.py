@@ -20,6 +20,7 @@ from thinwire.compress import QSGD, Compressor, Identity, Sign, TopK
 from thinwire.errors import ConfigError
 from thinwire.exchange import (
     DPSGD,
+    Asynchronous,
     Choco,
     DeepSqueeze,
     Exchange,
@@ -30,6 +31,7 @@ from thinwire.exchange import (
     Ring,
     Server,
 )
+from thinwire.schedule import HSchedule, RandomGaps
 from thinwire.shell import LocalSGD, Seat
 from thinwire.simulate import LockStep
 
@@ -43,6 +45,7 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
     eight = QSGD(bits=8, norm="max", scale="none", scope="global", bucket=1024)
     return {
         "qsparse_local_sgd": (topk >> Sign(), Server(owed)),
+        "qsparse_async": (topk >> Sign(), Asynchronous(owed)),
         "topk_sgd": (topk, Server(owed)),
         "ef_sign_sgd": (sign, Server(owed)),
         "local_sgd": (Identity(), Server(NoFeedback())),
@@ -57,9 +60,9 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
     }
 
 
-WITHOUT_FEEDBACK = ("qsparse_local_sgd", "topk_sgd", "ef_sign_sgd")
+WITHOUT_FEEDBACK = ("qsparse_local_sgd", "qsparse_async", "topk_sgd", "ef_sign_sgd")
 """Presets that an experiment may run with feedback off."""
-KEEPS_K = ("qsparse_local_sgd", "topk_sgd", "choco_sgd", "squarm_sgd")
+KEEPS_K = ("qsparse_local_sgd", "qsparse_async", "topk_sgd", "choco_sgd", "squarm_sgd")
 """Presets that keep k entries."""
 ONE_STEP = ("vanilla", "topk_sgd", "ef_sign_sgd", "choco_sgd", "deep_squeeze", "d_psgd", "marsit")
 """Presets that take one local step a round unless asked for more."""
@@ -71,7 +74,7 @@ class Setting:
 
     Args:
         preset: a name of `thinwire.PRESETS`.
-        H: local steps per round.
+        H: local steps per round; the longest of random gaps where the preset is asynchronous.
         k: kept entries, where the preset sparsifies.
         step_size: c of c a / (a + t).
         step_decay: a of c a / (a + t); the paper's is about d H / k.
@@ -117,6 +120,11 @@ class Setting:
             raise ConfigError(f"target error is {self.target_error}; it must lie in [0, 1]")
 
     @property
+    def gaps(self) -> HSchedule:
+        """The local steps of each worker's rounds."""
+        return RandomGaps(self.H) if self.preset == "qsparse_async" else self.H
+
+    @property
     def method(self) -> tuple[Compressor, Exchange]:
         """C of this run, and who says it to whom."""
         return _methods(self.k, self.feedback)[self.preset]
@@ -158,7 +166,7 @@ class Worker:
         self.optimizer = LocalSGD(
             self.model,
             inner,
-            H=setting.H,
+            H=setting.gaps,
             compressor=compressor,
             exchange=exchange,
             group=group,
@@ -231,7 +239,9 @@ def train(
         "framed_bytes": _uplink(workers),
         "sent_bytes": _total([sum(w.optimizer.stats.sent.values()) for w in workers]),
         "fixed_width_bits": (
-            rounds * setting.workers * bits if isinstance(exchange, Server) else None
+            _total([w.optimizer.round for w in workers]) * bits
+            if isinstance(exchange, (Server, Asynchronous))
+            else None
         ),
         "test_error": sum(three) / 3,
         "seconds": round(time.perf_counter() - began, 3),
@@ -263,8 +273,8 @@ def _total(own: list[int]) -> int:
 def _anchor(workers: list[Worker]) -> Tensor:
     """The parameters that are tested: all workers' own, or, where they differ, their mean."""
     first = workers[0].optimizer
-    if first.exchange.replicates:
-        return first.anchor
+    if first.exchange.replicates or first.exchange.hands_anchor:
+        return first.agreed  # Rank 0 is the master.
     total = torch.stack([worker.optimizer.anchor for worker in workers]).sum(0)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)

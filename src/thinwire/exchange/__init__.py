@@ -1,6 +1,7 @@
 """Conversations: who says what to whom, and what each then still owes. One file, one exchange."""
 
 from thinwire.exchange.allreduce import AllReduce
+from thinwire.exchange.asynchronous import Asynchronous
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.choco import Choco
 from thinwire.exchange.d_psgd import DPSGD
@@ -16,6 +17,7 @@ from thinwire.exchange.server import Server
 __all__ = [
     "DPSGD",
     "AllReduce",
+    "Asynchronous",
     "Choco",
     "DeepSqueeze",
     "EdgeGossip",

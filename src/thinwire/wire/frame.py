@@ -45,6 +45,8 @@ class Kind(IntEnum):
     """A message, and a plea: what this worker missed, its neighbours tell it whole."""
     NUMBER = 9
     """One float64 that all workers must agree on."""
+    ANCHOR = 11
+    """A hub's or a master's model for one worker, from what that worker holds."""
 
 
 TIMELESS = (Kind.HELLO, Kind.VERDICT)
