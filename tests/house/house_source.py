@@ -17,6 +17,7 @@ ROOMS = (
     ("exchange",),
     ("stats", "round"),
     ("checkpoint", "parameters", "shell", "presets", "simulate"),
+    ("hub",),
     ("names",),
     ("door",),
     ("cli",),

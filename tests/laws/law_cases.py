@@ -93,6 +93,8 @@ OUTERS: tuple[tw.Outer, ...] = (
     tw.Average(lr=0.5),
     tw.Nesterov(),
     tw.Nesterov(lr=0.4, momentum=0.0),
+    tw.DelayedNesterov(every=1),
+    tw.DelayedNesterov(lr=0.5, momentum=0.8, every=3),
 )
 
 PEERS: tuple[tw.Exchange, ...] = (
@@ -110,6 +112,8 @@ PEERS: tuple[tw.Exchange, ...] = (
     tw.EdgeGossip(),
     tw.EdgeGossip(tw.Hypercube(), gamma=0.5),
     tw.Asynchronous(),
+    tw.Hub(),
+    tw.Hub(tw.NoFeedback(), tw.DelayedNesterov(), tw.ByWeight(), downlink=tw.Exact()),
     tw.Asynchronous(tw.NoFeedback(), tw.Nesterov(), root=2),
 )
 """Exchanges without a mean that all share, or without whole messages: laws of their own."""
@@ -132,6 +136,15 @@ OTHER_SETTINGS: tuple[Value, ...] = (
     tw.Adopt(),
     tw.RandomGaps(),
     tw.RandomGaps(most=3),
+    tw.FixedN(4),
+    tw.LiveCount(),
+    tw.ByWeight(),
+    tw.Staleness(),
+    tw.Staleness(most=5, policy="scale"),
+    tw.Exact(),
+    tw.Exact(memory=1 << 20),
+    tw.Stream(),
+    tw.Stream(Sign(), every=4),
     tw.Feedback(),
     tw.Feedback(decay=0.9, permit="any"),
     tw.NoFeedback(),

@@ -83,6 +83,8 @@ class Setting:
         workers: N.
         batch: b, of each worker.
         max_steps: gives up after so many.
+        evaluate_every: steps from one evaluation to the next; None for 8, or H where all workers
+            share a model only every H steps.
         seed: of shards, batches and operators.
     """
 
@@ -96,6 +98,7 @@ class Setting:
     workers: int = 15
     batch: int = 8
     max_steps: int = 2500
+    evaluate_every: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -206,14 +209,15 @@ def train(
     began, three, done = time.perf_counter(), [1.0, 1.0, 1.0], 0
     workers, step = _cluster(setting, data)
     first = workers[0]
-    every, error = max(8, setting.H), 1.0
+    shared = 1 if setting.preset == "qsparse_async" else setting.H
+    every, error = setting.evaluate_every or max(8, shared), 1.0
     for done in range(1, setting.max_steps + 1):
         for worker in workers:
             worker.backward()
         step()
         for worker in workers:
             worker.schedule.step()
-        if done % every == 0 and done % setting.H == 0:
+        if done % every == 0 and done % shared == 0:
             error = first.test_error(_anchor(workers))
             three = [*three[1:], error]
             uplink = _uplink(workers)

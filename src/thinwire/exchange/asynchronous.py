@@ -178,8 +178,8 @@ class Desk:
                 anchor, none, zeros, none, host.ints(first), never, never, outer.init(anchor)
             )
         outer_state = {k[len(OUTER) :]: v for k, v in mem.items() if k.startswith(OUTER)}
-        tensors = [mem[f"master/{name}"] for name in KEPT]
-        return Desk(*tensors, outer_state)
+        x, version, touched, clock, due, spoken, heard = (mem[f"master/{name}"] for name in KEPT)
+        return Desk(x, version, touched, clock, due, spoken, heard, outer_state)
 
     def memory(self) -> Memory:
         """Returns the tensors by name, as `of` reads them."""

@@ -107,6 +107,17 @@ def length(header: bytes) -> int:
     return HEADER + int(low) + (int(high) << 32)
 
 
+def address_of(frame: bytes) -> Address:
+    """Returns the address that a frame says it is of; nothing else of it is looked at.
+
+    Raises:
+        FrameError: these bytes start no frame.
+    """
+    length(frame)
+    _, _, _, run, round, rank, part, _, _, _ = _LAYOUT.unpack_from(frame)
+    return Address(run, round, rank, part)
+
+
 def unseal(frame: bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryview]:
     """Returns kind and body of a frame that must come from `address`.
 
