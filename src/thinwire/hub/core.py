@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 
 import torch
@@ -17,27 +17,26 @@ from torch import Tensor
 
 from thinwire import host
 from thinwire.compress import Compressor
-from thinwire.errors import FrameError
-from thinwire.exchange.anchors import Form, Head, changed, encode_values
+from thinwire.exchange.anchors import changed
 from thinwire.exchange.base import Here
 from thinwire.exchange.hub import (
     ENTRY,
     HUB,
     PIECE,
     Hub,
-    decoded,
-    finite_after,
     is_plain,
     stream_key,
     subtract,
 )
 from thinwire.exchange.hub_rules import ByWeight, Exact, Stream
 from thinwire.flat import Spans
+from thinwire.hub.judge import judge, read_step
 from thinwire.hub.refused import Refused, Why
+from thinwire.hub.replies import reply_body, whole_body
 from thinwire.hub.state import HubState, Member, Ring, bucket
 from thinwire.keys import Key
-from thinwire.wire.body import as_bytes, pack
-from thinwire.wire.frame import Address, Kind, address_of, seal
+from thinwire.wire.body import pack
+from thinwire.wire.frame import Address, Kind, seal
 
 JOIN, UPDATE, LEAVE = 1, 2, 3
 _JOIN = struct.Struct("<BHd")
@@ -135,10 +134,8 @@ class Core:
 
     def whole(self, number: int) -> bytes:
         """Returns the ANCHOR frame that says all of the model that workers are told."""
-        s = self.state
         self.state.members[self._names[number]].stamp = self._stamp()
-        body = Head(s.version, s.version, True, Form.WHOLE).pack() + as_bytes(s.anchor)
-        return seal(Kind.ANCHOR, Address(self.run, 0, HUB), body)
+        return seal(Kind.ANCHOR, Address(self.run, 0, HUB), whole_body(self.state))
 
     def update(self, name: str, base: int, frame: bytes, now: float) -> Taken:
         """Applies one update, or repeats the answer to the last one.
@@ -156,10 +153,11 @@ class Core:
         if member is None or not member.live:
             raise Refused(Why.ORDER, f"worker {name!r} has not joined")
         self.heard[name] = now
-        sequence, check = self._judge(member, name, base, frame)
+        s = self.state
+        sequence, check = judge(frame, base, member, name, self.run, s.version)
         if sequence < member.sequence:
             return Taken(self._reply(member, sequence, base), None, 0)
-        staleness = self.state.applied - self._stamp_of(member, base)
+        staleness = s.applied - self._stamp_of(member, base)
         divisor = self._divisor(member, staleness)
         index, step = self._read(member, divisor, frame)
         record = _UPDATE.pack(UPDATE, member.number, sequence, staleness, divisor) + frame
@@ -190,38 +188,6 @@ class Core:
         member.live, member.weight = True, weight
         self._names[number] = name
 
-    def _judge(self, member: Member, name: str, base: int, frame: bytes) -> tuple[int, int]:
-        try:
-            at = address_of(frame)
-        except FrameError as error:
-            raise Refused(Why.FRAME, f"worker {name!r} sent no frame: {error}") from None
-        where = f"update {at.round} of worker {name!r}"
-        if at.run != self.run:
-            raise Refused(
-                Why.RUN,
-                f"{where} is of run {at.run:#010x}; this hub is run {self.run:#010x}. Join again",
-            )
-        if at.rank != member.number or at.part:
-            raise Refused(
-                Why.ORDER, f"{where} is signed by worker number {at.rank}, part {at.part}"
-            )
-        sequence, check = at.round, zlib.crc32(frame)
-        if sequence > member.sequence:
-            raise Refused(
-                Why.ORDER, f"{where}: update {member.sequence} has not come, so this is too early"
-            )
-        again = sequence == member.sequence - 1 and check == member.check
-        if sequence < member.sequence and not again:
-            raise Refused(
-                Why.REPLAY,
-                f"{where} was applied before, with other content; the next is {member.sequence}",
-            )
-        if base > self.state.version:
-            raise Refused(
-                Why.ORDER, f"{where} begins from version {base}; the hub is at {self.state.version}"
-            )
-        return sequence, check
-
     def _divisor(self, member: Member, staleness: int) -> float:
         """What an update is divided by; infinite where it is refused as too stale."""
         factor = self.exchange.staleness.factor(staleness)
@@ -233,18 +199,12 @@ class Core:
 
     def _read(self, member: Member, divisor: float, frame: bytes) -> tuple[Tensor | None, Tensor]:
         where = Address(self.run, member.sequence, member.number)
-        try:
-            index, step = decoded(frame, where, divisor, self._here)
-        except FrameError as error:
-            why = Why.NONFINITE if "NaN" in str(error) or "finite" in str(error) else Why.FRAME
-            raise Refused(why, f"{error}; nothing of it was applied") from None
-        if not finite_after(self._moved, index, step):
-            raise Refused(
-                Why.NONFINITE,
-                f"update {member.sequence} of worker number {member.number} makes the model "
-                "infinite; nothing of it was applied. Lower the learning rate",
-            )
-        return index, step
+        return read_step(frame, where, divisor, self._moved, self._here)
+
+    def _reply(self, member: Member, sequence: int, base: int) -> bytes:
+        member.stamp = self._stamp()
+        body = reply_body(self.state, self.exchange, base, member.taken)
+        return seal(Kind.ANCHOR, Address(self.run, sequence, HUB), body)
 
     def _apply(
         self,
@@ -313,30 +273,6 @@ class Core:
             return self._stamp()
         stamp = s.ring.stamp(base)
         return min(s.applied, member.stamp if stamp is None else stamp)
-
-    def _reply(self, member: Member, sequence: int, base: int) -> bytes:
-        s, whole = self.state, 4 * self.spans.d
-        member.stamp = self._stamp()
-        head = Head(base, s.version, member.taken, Form.WHOLE)
-        address = Address(self.run, sequence, HUB)
-        entries = s.ring.since(base, whole)
-        exact = isinstance(self.exchange.downlink, Exact)
-        if entries is not None and not (exact and not is_plain(self.exchange.outer)):
-            form = Form.UPDATES if exact else Form.STREAM
-            body = b"".join((replace(head, form=form).pack(), *entries))
-            # A few messages are shorter than any other way to say them; many need not be.
-            if not exact or 8 * len(body) < whole:
-                return seal(Kind.ANCHOR, address, body)
-            values = self._values(base, head)
-            return seal(Kind.ANCHOR, address, min(body, values, key=len))
-        return seal(Kind.ANCHOR, address, self._values(base, head))
-
-    def _values(self, base: int, head: Head) -> bytes:
-        s = self.state
-        if s.touched is None:
-            return head.pack() + as_bytes(s.anchor)
-        touched = (s.touched > base).nonzero().view(-1)
-        return encode_values(s.anchor, touched, head)
 
 
 def first_state(exchange: Hub, model: Tensor) -> HubState:

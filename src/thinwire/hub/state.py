@@ -64,7 +64,7 @@ class Ring:
             self.size -= len(self.entries.popleft()[1])
 
     def since(self, version: int, most: int) -> list[bytes] | None:
-        """Returns the entries from `version` on; None where they are gone, or above `most` bytes."""
+        """Returns the entries from `version` on; None where gone, or above `most` bytes."""
         if not self.first <= version <= self.last:
             return None
         entries, size = [], 0
