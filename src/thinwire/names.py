@@ -44,6 +44,7 @@ from thinwire.exchange import (
     Staleness,
     Stream,
 )
+from thinwire.hub.join import join
 from thinwire.keys import Key
 from thinwire.outer import Adopt, Average, DelayedNesterov, Nesterov, Outer
 from thinwire.presets import (
@@ -147,6 +148,7 @@ __all__ = [
     "d_psgd",
     "deep_squeeze",
     "ef_sign_sgd",
+    "join",
     "local_sgd",
     "marsit",
     "qprsgd_gossip",

@@ -14,7 +14,7 @@ from torch import Tensor
 from thinwire import checkpoint, flat, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
-from thinwire.exchange import Exchange, Here, NoFeedback, Server
+from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
 from thinwire.exchange.agree import agree, broadcast, hello
 from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
@@ -86,14 +86,16 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: what is said of the pseudo-gradient.
         exchange: who says it to whom, and whether with feedback.
         outer: how the anchor moves along the mean; by default as the exchange has it.
-        group: a process group; None for the default one (or, without one, a group of one); or a
-            `Seat` of a `LockStep`.
+        group: a process group; None for the default one (or, without one, a group of one); a
+            `Seat` of a `LockStep`; or a transport of one's own, as `join` makes.
         seed: of the random choices; the same on all ranks.
         buffers: of the model, such as BN statistics: "local", "average" or "broadcast" (rank
             0's) at every round.
         clear_residual_at_drop: clears the residual when the learning rate has fallen to at most
             this fraction of what it was at the last round; None for never. The paper's ImageNet
             runs clear it at their drops by ten; 0.5 does that.
+        due: is asked after each local step, with their number, whether to end the round before H
+            steps are done; only where a worker waits for no other (`Hub`).
         on_round: is called with a `RoundReport` after each round.
 
     Raises:
@@ -127,10 +129,11 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: Compressor | None = None,
         exchange: Exchange | None = None,
         outer: Outer | None = None,
-        group: dist.ProcessGroup | Seat | None = None,
+        group: dist.ProcessGroup | Seat | Transport | None = None,
         seed: int = 0,
         buffers: Buffers = "local",
         clear_residual_at_drop: float | None = None,
+        due: Callable[[int], bool] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
         self.inner = optimizer
@@ -142,6 +145,7 @@ class LocalSGD(torch.optim.Optimizer):
         self.seed = seed
         self.buffers = buffers
         self.clear_residual_at_drop = clear_residual_at_drop
+        self.due = due
         self.on_round = on_round
         self.stats = Stats()
         self._state: RoundState
@@ -168,6 +172,11 @@ class LocalSGD(torch.optim.Optimizer):
     def round(self) -> int:
         """Rounds done."""
         return self._state.round
+
+    @property
+    def transport(self) -> Transport | None:
+        """What moves this worker's frames; None on a `Seat`."""
+        return self._transport
 
     @property
     def place(self) -> tuple[int, int]:
@@ -224,7 +233,8 @@ class LocalSGD(torch.optim.Optimizer):
         self._opt_called = True
         self._local += 1
         here = self._here()
-        if self._local >= H_at(self.H, here.round, here.key):
+        over = self.due is not None and self.due(self._local)
+        if over or self._local >= H_at(self.H, here.round, here.key):
             yield from self.sync_talk(called=False)
         else:
             state = self._state
@@ -268,6 +278,21 @@ class LocalSGD(torch.optim.Optimizer):
         self._adopt_inner()
         self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
 
+    def begin_at(self, round: int, mem: Memory) -> None:
+        """Goes on in that round, these memories in place of their first values.
+
+        Args:
+            round: what a worker that joins late, or again, is in.
+            mem: by name, as the exchange keeps them.
+        """
+        own = {**self._state.mem, **mem}
+        self._state = replace(self._state, round=round, mem=own)
+
+    def leave(self) -> None:
+        """Leaves a hub with a word, so that it need not wait; elsewhere there is none to say."""
+        if callable(goodbye := getattr(self._transport, "leave", None)):
+            goodbye()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuses: all ranks have agreed on the tensors.
 
@@ -310,6 +335,10 @@ class LocalSGD(torch.optim.Optimizer):
             raise ConfigError(
                 f"{self.exchange!r} hears all workers in the same step, so H={self.H!r} would "
                 "never meet; use Asynchronous(), or a number"
+            )
+        if self.due is not None and self.exchange.pace != "free":
+            raise ConfigError(
+                f"{self.exchange!r} needs all workers at agreed steps; due= is for exchange=Hub()"
             )
         named = parameters.named_parameters(model_or_params)
         shared = parameters.named_buffers(model_or_params, self.buffers)
@@ -418,9 +447,11 @@ class LocalSGD(torch.optim.Optimizer):
         self.state = self.inner.state
 
 
-def _transport(group: dist.ProcessGroup | Seat | None) -> Transport | None:
+def _transport(group: dist.ProcessGroup | Seat | Transport | None) -> Transport | None:
     if isinstance(group, Seat):
         return None
+    if isinstance(group, Transport):
+        return group
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return Alone()
     return DistributedTransport(group, HEADER, length)

@@ -27,7 +27,7 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
 
 def files() -> list[Path]:
-    return sorted(SRC.rglob("*.py"))
+    return sorted(f for f in SRC.rglob("*.py") if not f.name.endswith("_pb2.py"))  # generated
 
 
 def module_of(path: Path) -> str:

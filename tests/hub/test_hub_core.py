@@ -137,7 +137,7 @@ def test_one_worker_in_turn_is_lock_step_algorithm_2_to_the_last_bit() -> None:
 
 
 def test_the_streams_downlink_does_not_grow_with_the_workers() -> None:
-    def down(N: int, downlink: tw.exchange.hub_rules.Said) -> float:
+    def down(N: int, downlink: tw.Exact | tw.Stream) -> float:
         hub = core(tw.Hub(downlink=downlink))
         workers = [Worker(hub, f"w{n}") for n in range(N)]
         for _ in range(10):

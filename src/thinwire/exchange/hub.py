@@ -25,7 +25,7 @@ from thinwire.exchange.feedback import (
     said_bound,
     say,
 )
-from thinwire.exchange.hub_rules import Counting, Exact, LiveCount, Said, Staleness, Stream
+from thinwire.exchange.hub_rules import Counting, Downlink, Exact, LiveCount, Staleness, Stream
 from thinwire.flat import Spans
 from thinwire.keys import SHARED, Key
 from thinwire.outer import Average, Outer
@@ -72,14 +72,14 @@ class Hub(Exchange):
     outer: Outer = field(default_factory=Average)
     counting: Counting = field(default_factory=LiveCount)
     staleness: Staleness = field(default_factory=Staleness)
-    downlink: Said = field(default_factory=Stream)
+    downlink: Downlink = field(default_factory=Stream)
 
     def __post_init__(self) -> None:
         of_kind(self, "feedback", self.feedback, Feedback, NoFeedback)
         of_kind(self, "outer", self.outer, Outer)
         of_kind(self, "counting", self.counting, Counting)
         of_kind(self, "staleness", self.staleness, Staleness)
-        of_kind(self, "downlink", self.downlink, Said)
+        of_kind(self, "downlink", self.downlink, Exact, Stream)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(self.feedback, compressor, spans, "Hub, uplink")

@@ -87,12 +87,8 @@ class Staleness(Value):
         return (1 + self.most) / (1 + staleness) if self.policy == "scale" else 0.0
 
 
-class Said(Value, ABC):
-    """How a hub says its model to the workers."""
-
-
 @dataclass(frozen=True, repr=False)
-class Exact(Said):
+class Exact(Value):
     """A worker ends with the hub's own bits: what others said, in order, or new values.
 
     The smallest of: the messages applied since, as they came (with the plain outer step); the new
@@ -110,7 +106,7 @@ class Exact(Said):
 
 
 @dataclass(frozen=True, repr=False)
-class Stream(Said):
+class Stream(Value):
     """One compressed stream that all workers share, with the hub's own residual.
 
     All workers at one version of the stream hold the same bits. One frame leaves the hub for
@@ -133,6 +129,10 @@ class Stream(Said):
         whole(self, "memory", self.memory, 0, 1 << 44)
         if self.every is not None:
             whole(self, "every", self.every, 1, 1 << 20)
+
+
+Downlink = Exact | Stream
+"""How a hub says its model to the workers."""
 
 
 def check_weight(owner: object, weight: float) -> None:
