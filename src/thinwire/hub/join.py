@@ -81,7 +81,8 @@ def join(
         >>> optimizer = tw.join("hub.example:7077", model, inner)  # doctest: +SKIP
     """
     try:
-        from thinwire.hub.client import Dial, HubTransport
+        from thinwire.hub.client import HubTransport
+        from thinwire.hub.dial import Dial
         from thinwire.hub.settings import HubSettings
     except ImportError as error:
         raise ConfigError(f"a hub needs gRPC ({error}): pip install 'thinwire[hub]'") from error
