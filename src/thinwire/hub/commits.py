@@ -58,7 +58,7 @@ class Commits:
             assert done is not None
             self._current = done
             try:
-                await loop.run_in_executor(self._thread, self._write, batch)
+                await self._write(batch, loop)
             except BaseException as error:
                 done.set_exception(error)
                 done.exception()
@@ -69,15 +69,16 @@ class Commits:
             done.set_result(None)
         self._current = None
 
-    def _write(self, batch: list[bytes | int]) -> None:
-        records: list[bytes] = []
-        for item in batch:
-            if isinstance(item, bytes):
-                records.append(item)
-                continue
+    async def _write(self, batch: list[bytes | int], loop: asyncio.AbstractEventLoop) -> None:
+        # Writing is quick and syncing is not: the thread does one system call, so that it asks
+        # for the interpreter's lock once a batch.
+        cuts = [at for at, item in enumerate(batch) if isinstance(item, int)]
+        for start, end in zip((0, *(cut + 1 for cut in cuts)), (*cuts, len(batch)), strict=True):
+            records = [item for item in batch[start:end] if isinstance(item, bytes)]
             if records:
-                self.journal.append(records)
-            records = []
-            self.journal.begin(item)
-        if records:
-            self.journal.append(records)
+                self.journal.write(records)
+                await loop.run_in_executor(self._thread, self.journal.sync)
+            if end < len(batch):
+                generation = batch[end]
+                assert isinstance(generation, int)
+                await loop.run_in_executor(self._thread, self.journal.begin, generation)

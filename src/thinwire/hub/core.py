@@ -25,6 +25,7 @@ from thinwire.exchange.hub import (
     PIECE,
     Hub,
     is_plain,
+    largest,
     stream_key,
     subtract,
 )
@@ -42,6 +43,8 @@ JOIN, UPDATE, LEAVE = 1, 2, 3
 _JOIN = struct.Struct("<BHd")
 _UPDATE = struct.Struct("<BHQQd")
 MOST_MEMBERS = 65535
+HIGHEST = 1e38
+"""No entry of a model may come to more; float32 ends at 3.4e38."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Core:
         self._here = Here(HUB, 0, 0, key, self.compressor, self.spans, self.run)
         self._names = {m.number: name for name, m in self.state.members.items()}
         self._live = sum(m.live for m in self.state.members.values())
+        self._reach = inf
 
     @property
     def live(self) -> int:
@@ -199,7 +203,19 @@ class Core:
 
     def _read(self, member: Member, divisor: float, frame: bytes) -> tuple[Tensor | None, Tensor]:
         where = Address(self.run, member.sequence, member.number)
-        return read_step(frame, where, divisor, self._moved, self._here)
+        index, step, size = read_step(frame, where, divisor, self._here)
+        # No entry is above the reach, so while that is finite no sum of two can overflow: a look
+        # at the entries themselves would cost more than the step.
+        if self._reach + size > HIGHEST:
+            self._reach = largest(self._moved)
+        if self._reach + size > HIGHEST:
+            raise Refused(
+                Why.NONFINITE,
+                f"update {where.round} of worker number {where.rank} makes the model infinite; "
+                "nothing of it was applied. Lower the learning rate",
+            )
+        self._reach += size
+        return index, step
 
     def _reply(self, member: Member, sequence: int, base: int) -> bytes:
         member.stamp = self._stamp()

@@ -79,12 +79,21 @@ class Journal:
 
     def append(self, records: Sequence[bytes]) -> None:
         """Writes the records and returns when the disk has them."""
+        self.write(records)
+        self.sync()
+
+    def write(self, records: Sequence[bytes]) -> None:
+        """Hands the records to the operating system; only `sync` makes them safe."""
         assert self._file is not None
         parts = [part for record in records for part in (head_of(record), record)]
         data = memoryview(b"".join(parts))
         self.size += len(data)
         while data:
             data = data[os.write(self._file, data) :]
+
+    def sync(self) -> None:
+        """Returns when the disk has what was written."""
+        assert self._file is not None
         os.fdatasync(self._file)
 
     def snapshot(self, generation: int, parts: Iterable[bytes | memoryview]) -> None:

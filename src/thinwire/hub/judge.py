@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thinwire.errors import FrameError
 from thinwire.exchange.base import Here
-from thinwire.exchange.hub import decoded, finite_after
+from thinwire.exchange.hub import decoded, largest
 from thinwire.hub.refused import Refused, Why
 from thinwire.hub.state import Member
 from thinwire.wire.frame import Address, address_of
@@ -58,29 +58,22 @@ def judge(
 
 
 def read_step(
-    frame: bytes, where: Address, divisor: float, moved: Tensor, here: Here
-) -> tuple[Tensor | None, Tensor]:
-    """Returns (index, said / divisor) of an update that leaves the model finite.
+    frame: bytes, where: Address, divisor: float, here: Here
+) -> tuple[Tensor | None, Tensor, float]:
+    """Returns (index, said / divisor, its largest magnitude) of a finite update.
 
     Args:
         frame: a SAID.
         where: whose it is.
         divisor: what it is divided by.
-        moved: (d,) float32, what it is to be taken from.
         here: the agreed operator, tensors and seed.
 
     Raises:
-        Refused: its bytes are no such message, or a NaN or an infinity is or would be there.
+        Refused: its bytes are no such message, or hold a NaN or an infinity.
     """
     try:
         index, step = decoded(frame, where, divisor, here)
     except FrameError as error:
         why = Why.NONFINITE if "NaN" in str(error) or "finite" in str(error) else Why.FRAME
         raise Refused(why, f"{error}; nothing of it was applied") from None
-    if not finite_after(moved, index, step):
-        raise Refused(
-            Why.NONFINITE,
-            f"update {where.round} of worker number {where.rank} makes the model infinite; "
-            "nothing of it was applied. Lower the learning rate",
-        )
-    return index, step
+    return index, step, largest(step)

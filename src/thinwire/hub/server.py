@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
 from thinwire.keys import Key
 from thinwire.parameters import described
 from thinwire.value import in_range, whole
+
+SWITCH = 5e-4
+"""Seconds that a thread of a hub's process may hold the interpreter while another waits."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ class HubServer:
         self.service = Service(
             core, self.commits, self.entry, self.description, said_bound(here), limits.rate
         )
+        # The journal's thread must get the interpreter's lock back quickly after each sync.
+        sys.setswitchinterval(SWITCH)
         self.server = grpc.aio.server(options=rpc.OPTIONS)
         self.server.add_generic_rpc_handlers((self.service.handlers(),))
         try:
