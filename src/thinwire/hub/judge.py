@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 from torch import Tensor
 
 from thinwire.errors import FrameError
 from thinwire.exchange.base import Here
+from thinwire.exchange.hear import listen
 from thinwire.exchange.hub import decoded, largest
 from thinwire.hub.refused import Refused, Why
 from thinwire.hub.state import Member
-from thinwire.wire.frame import Address, address_of
+from thinwire.wire.frame import Address, Kind, address_of
 
 
 def judge(
@@ -72,6 +74,13 @@ def read_step(
         Refused: its bytes are no such message, or hold a NaN or an infinity.
     """
     try:
+        if frame[3] == Kind.ALARM:
+            _, tensor = listen(frame, where.rank, replace(here, round=where.round))
+            raise Refused(
+                Why.NONFINITE,
+                f"update {where.round} of worker number {where.rank} holds a NaN or an infinity "
+                f"in tensor {tensor!r}; look at that worker's data and learning rate",
+            )
         index, step = decoded(frame, where, divisor, here)
     except FrameError as error:
         why = Why.NONFINITE if "NaN" in str(error) or "finite" in str(error) else Why.FRAME

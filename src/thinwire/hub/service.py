@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from thinwire.hub import rpc
 from thinwire.hub.commits import Commits
@@ -35,6 +36,7 @@ LOG = logging.getLogger("thinwire.hub")
 FIRST_WORD = 20.0
 """Seconds in which a new stream must say who it is."""
 LONGEST_NAME = 128
+GOING = "the hub is going down; come back when it is up"
 Context = Any
 """A `grpc.aio.ServicerContext`; grpc has no types."""
 
@@ -72,14 +74,14 @@ class Service:
         methods = {
             rpc.SETTINGS: grpc.unary_unary_rpc_method_handler(
                 self._refusing(self.settings),
-                SettingsRequest.FromString,
+                lenient(SettingsRequest),
                 SettingsReply.SerializeToString,
             ),
             rpc.TRAIN: grpc.stream_stream_rpc_method_handler(
-                self._refusing(self.train), Up.FromString, Down.SerializeToString
+                self._refusing(self.train), lenient(Up), Down.SerializeToString
             ),
             rpc.STATUS: grpc.unary_unary_rpc_method_handler(
-                self._refusing(self.status), StatusRequest.FromString, StatusReply.SerializeToString
+                self._refusing(self.status), lenient(StatusRequest), StatusReply.SerializeToString
             ),
         }
         return _Methods(methods)
@@ -130,7 +132,7 @@ class Service:
         hello, core = first.hello, self.core
         check_protocol(hello.protocol)
         if self.closing.is_set():
-            raise Refused(Why.CLOSING, "the hub is going down; come back when it is up")
+            raise Refused(Why.CLOSING, GOING)
         name = hello.worker
         if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
             raise Refused(
@@ -208,7 +210,7 @@ class Service:
                     )
             await self._update(name, up.piece.base, frame, now, context)
         if self.closing.is_set():
-            raise Refused(Why.CLOSING, "the hub is going down; come back when it is up")
+            raise Refused(Why.CLOSING, GOING)
         LOG.info("worker %r has lost its connection", name)
 
     async def _next(self, words: AsyncIterator[Up]) -> Up | None:
@@ -253,11 +255,12 @@ class Service:
                 code = getattr(grpc.StatusCode, refused.why.value)
                 await context.abort(code, refused.sentence)
             except asyncio.CancelledError:
-                if not self.closing.is_set():
-                    raise
-                await context.abort(
-                    grpc.StatusCode.UNAVAILABLE, "the hub is going down; come back when it is up"
-                )
+                if self.closing.is_set():
+                    code, why = grpc.StatusCode.UNAVAILABLE, GOING
+                else:
+                    code = grpc.StatusCode.ABORTED
+                    why = "another process has taken this worker's place on the hub"
+                await context.abort(code, why)
 
         return guarded
 
@@ -268,6 +271,21 @@ class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._methods.get(details.method)
+
+
+def lenient(message: Any) -> Callable[[bytes], Any]:
+    """Returns a reader of that message; what is none of its kind reads as an empty one.
+
+    An empty word is never one that is awaited, so it is refused as any other, with a reason.
+    """
+
+    def read(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return message()
+
+    return read
 
 
 async def send(frame: bytes, context: Context) -> None:
