@@ -83,17 +83,17 @@ class HubSettings:
 
 
 def difference(hub: Description, worker: Description) -> tuple[str, str] | None:
-    r"""Returns ("settings" or "tensors", both sides in words) where a worker differs, or None.
+    """Returns ("settings" or "tensors", both sides in words) where a worker differs, or None.
 
     Example:
         >>> hub = {"settings": {"H": 8}, "tensors": []}
-        >>> difference(hub, {"settings": {"H": 4}, "tensors": []})[1]
-        'H is 4 here and 8 on the hub; leave it out to adopt the hub\'s'
+        >>> print(difference(hub, {"settings": {"H": 4}, "tensors": []})[1])
+        H is 4 here and 8 on the hub; leave it out to adopt the hub's
     """
     mine, theirs = hub["settings"], worker["settings"]
     for name in sorted({*mine, *theirs}):
-        if mine.get(name) != theirs.get(name):
-            here, there = show(theirs.get(name)), show(mine.get(name))
+        if name not in mine or name not in theirs or mine[name] != theirs[name]:
+            here, there = (show(s[name]) if name in s else "unknown" for s in (theirs, mine))
             return "settings", (
                 f"{name} is {here} here and {there} on the hub; leave it out to adopt the hub's"
             )
