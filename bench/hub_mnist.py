@@ -86,7 +86,7 @@ def verdict(rows: dict[str, list[Row]]) -> list[str]:
         framed = by_name[over].framed / by_name[ours].framed
         met = "met" if bits >= goal and by_name[ours].reached == len(SEEDS) else "MISSED"
         claim = f"{ours} against {over}"
-        lines.append(f"| {protocol} | {claim} | {goal}x | {bits:.1f}x | {framed:.1f}x | {met} |")
+        lines.append(f"| {protocol} | {claim} | {goal}x | {bits:.2f}x | {framed:.2f}x | {met} |")
     return lines
 
 

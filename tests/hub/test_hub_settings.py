@@ -47,12 +47,10 @@ def test_settings_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_settings(tmp_path / "none.json")
     for more in ({"outer": "adam"}, {"count": "all"}):
+        asked = {"count": "live", "outer": "average", **more}
+        head, tail = (8, False, None, 0.01, 0.01, 0, asked["count"]), (None, "accept")
         with pytest.raises(ConfigError, match="choose one of"):
-            arguments = {"count": "live", "outer": "average", **more}
-            chosen_settings(
-                8, False, None, 0.01, 0.01, 0, arguments["count"], None, "accept",
-                arguments["outer"], 0,
-            )  # fmt: skip
+            chosen_settings(*head, *tail, asked["outer"], 0)
 
 
 def test_shapes_of_described_tensors_are_read_back() -> None:
