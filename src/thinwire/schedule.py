@@ -25,7 +25,7 @@ class RandomGaps(Value):
 
     Example:
         >>> [RandomGaps(8).gap(Key(seed=0, round=n, rank=2)) for n in range(6)]
-        [2, 5, 6, 3, 1, 5]
+        [6, 6, 1, 3, 1, 5]
 
     Source: Qsparse-local-SGD (arXiv 1906.02367), the experiments of Algorithm 2.
     """

@@ -10,7 +10,8 @@ import thinwire as tw
 from thinwire.exchange import Here
 from thinwire.exchange.driver import Observer
 from thinwire.flat import Spans
-from thinwire.hub.core import Core, first_state
+from thinwire.hub.core import Core
+from thinwire.hub.state import first_state
 from thinwire.keys import Key
 from thinwire.round import RoundState, one_round
 from thinwire.stats import Stats

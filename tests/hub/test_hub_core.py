@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from peer_talks import same_bits
 
 import thinwire as tw
-from thinwire.hub.core import Core, first_state
+from thinwire.hub.core import Core
 from thinwire.hub.refused import Refused, Why
-from thinwire.hub.state import Ring
+from thinwire.hub.state import Ring, first_state
 from thinwire.wire.frame import Address, Kind, seal
 
 HUBS = [
@@ -274,3 +274,19 @@ def test_any_life_of_a_hub_is_its_records(data) -> None:
         again.replay(record)
     same_state(again.state, hub.state)
     assert hub.state.applied == sum(m.applied for m in hub.state.members.values())
+
+
+def test_delayed_nesterov_moves_its_momentum_once_in_n_updates() -> None:
+    outer, g = tw.DelayedNesterov(lr=0.5, momentum=0.8, every=3), torch.Generator().manual_seed(0)
+    x = torch.randn(6, generator=g)
+    mine, state, b = x.double(), outer.init(x), torch.zeros(6, dtype=torch.float64)
+    gathered = torch.zeros(6, dtype=torch.float64)
+    for t in range(1, 13):
+        direction = torch.randn(6, generator=g)
+        x, state = outer.step(x, direction, state)
+        gathered += direction
+        mine = mine - 0.5 * direction.double()
+        if t % 3 == 0:
+            b, gathered = 0.8 * b + gathered, torch.zeros_like(gathered)
+            mine = mine - 0.5 * 0.8 * b
+        assert float((x - mine).abs().max()) < 1e-5

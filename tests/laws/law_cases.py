@@ -94,7 +94,6 @@ OUTERS: tuple[tw.Outer, ...] = (
     tw.Nesterov(),
     tw.Nesterov(lr=0.4, momentum=0.0),
     tw.DelayedNesterov(every=1),
-    tw.DelayedNesterov(lr=0.5, momentum=0.8, every=3),
 )
 
 PEERS: tuple[tw.Exchange, ...] = (
@@ -133,7 +132,6 @@ TOPOLOGIES: tuple[tw.Topology, ...] = (
 
 OTHER_SETTINGS: tuple[Value, ...] = (
     *TOPOLOGIES,
-    tw.Adopt(),
     tw.RandomGaps(),
     tw.RandomGaps(most=3),
     tw.FixedN(4),
@@ -151,7 +149,12 @@ OTHER_SETTINGS: tuple[Value, ...] = (
     tw.NoFeedback(permit="biased"),
 )
 
-SETTINGS: tuple[Value, ...] = (*COMPRESSORS, *EXCHANGES, *PEERS, *OUTERS, *OTHER_SETTINGS)
+HUB_OUTERS: tuple[tw.Outer, ...] = (tw.Adopt(), tw.DelayedNesterov(every=3))
+"""Outer steps that are no torch optimizer's."""
+
+SETTINGS: tuple[Value, ...] = (
+    *COMPRESSORS, *EXCHANGES, *PEERS, *OUTERS, *HUB_OUTERS, *OTHER_SETTINGS,
+)  # fmt: skip
 
 NAMES = {
     **{name: getattr(tw, name) for name in tw.__all__},

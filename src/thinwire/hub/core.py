@@ -12,7 +12,6 @@ import zlib
 from dataclasses import dataclass, field
 from math import inf
 
-import torch
 from torch import Tensor
 
 from thinwire import host
@@ -29,12 +28,12 @@ from thinwire.exchange.hub import (
     stream_key,
     subtract,
 )
-from thinwire.exchange.hub_rules import ByWeight, Exact, Stream
+from thinwire.exchange.hub_rules import ByWeight, Stream
 from thinwire.flat import Spans
 from thinwire.hub.judge import judge, read_step
 from thinwire.hub.refused import Refused, Why
 from thinwire.hub.replies import reply_body, whole_body
-from thinwire.hub.state import HubState, Member, Ring, bucket
+from thinwire.hub.state import HubState, Member, bucket
 from thinwire.keys import Key
 from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
@@ -289,20 +288,3 @@ class Core:
             return self._stamp()
         stamp = s.ring.stamp(base)
         return min(s.applied, member.stamp if stamp is None else stamp)
-
-
-def first_state(exchange: Hub, model: Tensor) -> HubState:
-    """Returns the state of a hub that nobody has joined.
-
-    Args:
-        exchange: the rules.
-        model: (d,) float32, the first model.
-    """
-    exact = isinstance(exchange.downlink, Exact)
-    return HubState(
-        anchor=model.clone(),
-        owed=None if exact else torch.zeros_like(model),
-        touched=torch.zeros(len(model), dtype=torch.int64, device=host.CPU) if exact else None,
-        outer=exchange.outer.init(model),
-        ring=Ring(exchange.downlink.memory),
-    )

@@ -22,13 +22,14 @@ from thinwire.exchange.base import Here
 from thinwire.exchange.feedback import said_bound
 from thinwire.hub import rpc
 from thinwire.hub.commits import Commits
-from thinwire.hub.core import Core, first_state
+from thinwire.hub.core import Core
 from thinwire.hub.entry import Entry
 from thinwire.hub.journal import Journal
 from thinwire.hub.meter import prometheus
 from thinwire.hub.service import LOG, Service
 from thinwire.hub.settings import Description, HubSettings, spans_of
 from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
+from thinwire.hub.state import first_state
 from thinwire.keys import Key
 from thinwire.parameters import described
 from thinwire.value import in_range, whole

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from thinwire.hub import rpc
 from thinwire.hub.commits import Commits
 from thinwire.hub.core import Core
 from thinwire.hub.entry import Entry
+from thinwire.hub.handlers import Methods, lenient
 from thinwire.hub.hub_pb2 import (
     Down,
     Hello,
@@ -84,7 +84,7 @@ class Service:
                 self._refusing(self.status), lenient(StatusRequest), StatusReply.SerializeToString
             ),
         }
-        return _Methods(methods)
+        return Methods(methods)
 
     async def settings(self, request: SettingsRequest, context: Context) -> SettingsReply:
         """Tells what to adopt."""
@@ -263,29 +263,6 @@ class Service:
                 await context.abort(code, why)
 
         return guarded
-
-
-class _Methods(grpc.GenericRpcHandler):  # type: ignore[misc]
-    def __init__(self, methods: dict[str, grpc.RpcMethodHandler]) -> None:
-        self._methods = methods
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        return self._methods.get(details.method)
-
-
-def lenient(message: Any) -> Callable[[bytes], Any]:
-    """Returns a reader of that message; what is none of its kind reads as an empty one.
-
-    An empty word is never one that is awaited, so it is refused as any other, with a reason.
-    """
-
-    def read(data: bytes) -> Any:
-        try:
-            return message.FromString(data)
-        except DecodeError:
-            return message()
-
-    return read
 
 
 async def send(frame: bytes, context: Context) -> None:

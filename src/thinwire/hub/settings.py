@@ -19,7 +19,7 @@ Description = dict[str, Any]
 """A worker's or a hub's settings and tensors, as plain data."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class HubSettings:
     """The settings of one run on a hub.
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from thinwire import host
+from thinwire.exchange.hub import Hub
+from thinwire.exchange.hub_rules import Exact
 from thinwire.outer import OuterState
 
 BUCKETS = 24
@@ -126,3 +130,20 @@ def bucket(staleness: int) -> int:
         [0, 1, 2, 2, 3, 3, 4]
     """
     return min(BUCKETS - 1, staleness.bit_length())
+
+
+def first_state(exchange: Hub, model: Tensor) -> HubState:
+    """Returns the state of a hub that nobody has joined.
+
+    Args:
+        exchange: the rules.
+        model: (d,) float32, the first model.
+    """
+    exact = isinstance(exchange.downlink, Exact)
+    return HubState(
+        anchor=model.clone(),
+        owed=None if exact else torch.zeros_like(model),
+        touched=torch.zeros(len(model), dtype=torch.int64, device=host.CPU) if exact else None,
+        outer=exchange.outer.init(model),
+        ring=Ring(exchange.downlink.memory),
+    )
