@@ -42,6 +42,7 @@ class HubTransport:
     Attributes:
         sent: updates sent, each once however often it had to be sent again.
         acknowledged: of those, how many the hub answered.
+        told: bytes of the model as it was told when this worker joined.
         reconnected: how often an update was sent again.
         tell: is called with ("sent" or "acknowledged", sequence number).
 
@@ -64,8 +65,9 @@ class HubTransport:
         welcome = self._connect(Waits(dial))
         self._description = ""
         self.rank, self.run, self.sequence = welcome.number, welcome.run, welcome.sequence
-        self.first = self._frame()
-        self.version = head_of(self.first).version
+        self._first = self._frame()
+        self.told = len(self._first)
+        self.version = head_of(self._first).version
 
     def turn(self, turn: Turn) -> list[bytes]:
         """Sends the update and returns the hub's answer, through any number of hubs' lives."""
@@ -106,7 +108,7 @@ class HubTransport:
     def _judged(self) -> list[bytes]:
         """The hub compared settings when this worker joined: its verdict, and its model."""
         verdict = json.dumps({"error": None, "run": self.run, "equal": False}).encode()
-        model = self.first[HEADER + HEAD :]
+        model, self._first = self._first[HEADER + HEAD :], b""
         return [
             seal(Kind.VERDICT, Address(0, 0, 0), verdict),
             seal(Kind.VECTOR, Address(self.run, 0, 0), model),

@@ -65,6 +65,15 @@ class Dial:
         """What every call says of its caller."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
+    @property
+    def hint(self) -> str:
+        """What to look at when no connection comes about."""
+        if self.authority is None:
+            return "Is it running, and without TLS? If it has TLS, give authority="
+        if self.certificate is None:
+            return "Did authority= sign its certificate, for this host name? Does it ask for yours?"
+        return "Did authority= sign its certificate, and the hub's authority yours?"
+
     def channel(self) -> grpc.Channel:
         """Returns a new channel."""
         if self.authority is None:
@@ -124,7 +133,7 @@ class Waits:
         if time.monotonic() + self._wait > self._until:
             raise TransportError(
                 f"the hub at {self.dial.address} cannot be reached for {self.dial.patience:g} s "
-                f"({code.name}: {said})"
+                f"({code.name}: {said}). {self.dial.hint}"
             ) from None
         time.sleep(self._wait)
         self._wait = min(LONGEST_WAIT, 2 * self._wait)

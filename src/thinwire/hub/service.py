@@ -67,6 +67,7 @@ class Service:
         self.meter = Meter(time.monotonic())
         self.closing = asyncio.Event()
         self._streams: dict[str, asyncio.Task[Any]] = {}
+        self._busy: set[asyncio.Task[Any] | None] = set()
         self._settings = json.dumps(description["settings"])
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -208,7 +209,12 @@ class Service:
                     raise Refused(
                         Why.LIMIT, f"worker {name!r} sends more than {self.rate} updates a second"
                     )
-            await self._update(name, up.piece.base, frame, now, context)
+            task = asyncio.current_task()
+            self._busy.add(task)
+            try:
+                await self._update(name, up.piece.base, frame, now, context)
+            finally:
+                self._busy.discard(task)
         if self.closing.is_set():
             raise Refused(Why.CLOSING, GOING)
         LOG.info("worker %r has lost its connection", name)
@@ -235,9 +241,9 @@ class Service:
         await send(taken.reply, context)
 
     def close_streams(self) -> None:
-        """Ends every stream that is waiting for its worker, with a word that the hub goes down."""
+        """Ends every stream with a word that the hub goes down, after the answer it owes."""
         self.closing.set()
-        for task in list(self._streams.values()):
+        for task in set(self._streams.values()) - self._busy:
             task.cancel()
 
     def _refusing(
