@@ -140,8 +140,8 @@ class LocalSGD(torch.optim.Optimizer):
         self.H = H
         self.compressor = Identity() if compressor is None else compressor
         self.exchange = Server(NoFeedback()) if exchange is None else exchange
-        plain = Adopt() if self.exchange.hands_anchor else Average()
-        self.outer: Outer = plain if outer is None else outer
+        handed = isinstance(self.exchange, Exchange) and self.exchange.hands_anchor
+        self.outer: Outer = outer or (Adopt() if handed else Average())
         self.seed = seed
         self.buffers = buffers
         self.clear_residual_at_drop = clear_residual_at_drop

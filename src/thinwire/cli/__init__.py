@@ -50,8 +50,8 @@ def options(
 app.command()(demo)
 app.add_typer(train, name="train")
 app.command()(hub)
-app.command()(hub_status)
-app.command()(demo_hub)
+app.command("hub-status")(hub_status)
+app.command("demo-hub")(demo_hub)
 app.command()(topology)
 app.command()(doctor)
 
