@@ -1,4 +1,7 @@
-"""Altered and random messages against a live hub: every one refused, nothing changed, no growth."""
+"""Altered and random messages against a live hub: every one refused, nothing changed, no growth.
+
+`bench/hub_fuzz.py` runs 100,000 of them.
+"""
 
 from __future__ import annotations
 
@@ -147,12 +150,3 @@ def test_five_hundred_altered_or_random_messages_are_refused_and_change_nothing(
 ) -> None:
     codes = check_fuzz(tmp_path, 500)
     assert {"DATA_LOSS", "ABORTED", "NOT_FOUND", "INVALID_ARGUMENT"} <= set(codes), codes
-
-
-@pytest.mark.slow
-@pytest.mark.network
-def test_a_hundred_thousand_altered_or_random_messages_are_refused_and_change_nothing(
-    tmp_path: Path,
-) -> None:
-    codes = check_fuzz(tmp_path, 100_000)
-    assert sum(codes.values()) == 100_000
