@@ -5,6 +5,8 @@ the sizes that the hub's answers had, but decodes, adds, compresses and syncs no
 echo take turns in one run, each a process of its own on the same cores as the clients.
 
     python bench/hub_load.py
+
+Each pair of runs is two lines of `--log`; a second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
@@ -193,11 +195,16 @@ def measure(chosen: argparse.Namespace) -> list[dict[str, Any]]:
         bodies.append(pack(C.compress(u, tw.Key(0, 0, n + 1), spans), C))
     del u
     tensors = [["x", f"({chosen.d},)", "float32", "parameter"]]
-    results = []
+    chosen.log.parent.mkdir(parents=True, exist_ok=True)
+    lines = chosen.log.read_text().splitlines() if chosen.log.exists() else []
+    results = [json.loads(line) for line in lines]
+    done = {(r["downlink"], r["turn"]) for r in results if r["what"] == "echo"}
     for downlink in chosen.downlink:
         settings = settings_of(downlink, chosen.clients).as_dict()
         about = json.dumps({"settings": settings, "tensors": tensors})
         for turn in range(chosen.turns):
+            if (downlink, turn) in done:
+                continue
             state = chosen.state / f"{downlink}-{turn}"
             shutil.rmtree(state, ignore_errors=True)
             args = (downlink, chosen.clients, chosen.d, str(state))
@@ -207,6 +214,8 @@ def measure(chosen: argparse.Namespace) -> list[dict[str, Any]]:
             for what, result in (("hub", hub), ("echo", echo)):
                 result.update(what=what, downlink=downlink, turn=turn, up_bytes=len(bodies[0]) + 26)
                 results.append(result)
+                with chosen.log.open("a") as out:
+                    out.write(json.dumps(result) + "\n")
                 print(json.dumps(result), flush=True)
     return results
 
@@ -240,6 +249,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--downlink", nargs="+", choices=DOWNLINKS, default=list(DOWNLINKS))
     parser.add_argument("--state", type=Path, default=Path("runs/hub_load"))
+    parser.add_argument("--log", type=Path, default=Path("runs/hub_load.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("bench/RESULTS-hub_load.md"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)

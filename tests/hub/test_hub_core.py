@@ -199,7 +199,11 @@ def test_each_wrong_update_is_refused_for_its_own_reason_and_changes_nothing() -
 
 
 def test_a_nan_and_a_model_that_would_overflow_are_refused() -> None:
-    hub = core(tw.Hub(downlink=tw.Exact()), tw.Identity())
+    for outer in (tw.Average(), tw.Nesterov(lr=1.0)):
+        check_overflow(core(tw.Hub(outer=outer, downlink=tw.Exact()), tw.Identity()))
+
+
+def check_overflow(hub: Core) -> None:
     w = Worker(hub, "w")
     for value, word in ((float("nan"), "NaN"), (3e38, "infinite")):
         hub.state.anchor[3] = -3e38

@@ -121,3 +121,10 @@ def test_a_round_may_end_early_only_where_nobody_waits() -> None:
     inner = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(tw.ConfigError, match=r"due= is for exchange=Hub"):
         tw.LocalSGD(net, inner, due=lambda local: True)
+
+
+def test_a_group_has_no_hub() -> None:
+    net = torch.nn.Linear(2, 1)
+    inner = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(tw.ConfigError, match=r"thinwire\.join"):
+        tw.LocalSGD(net, inner, exchange=tw.Hub())

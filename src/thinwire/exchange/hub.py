@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.compress import Compressor
-from thinwire.errors import NonFiniteError
+from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.anchors import Form, Head, anchor_bound, decode_values
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.downlink import MASTER_PART
@@ -87,6 +87,11 @@ class Hub(Exchange):
             check_feedback(Feedback(), self.downlink.compressor, spans, "Hub, downlink")
 
     def init(self, here: Here) -> Memory:
+        if here.N:
+            raise ConfigError(
+                f"{self!r} is the exchange of workers that joined a hub; make one with "
+                "thinwire.join(address, model, optimizer), or use Asynchronous() in a group"
+            )
         return {**first_residual(self.feedback, here), "version": host.ints([0])}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:

@@ -208,11 +208,7 @@ class Core:
         if self._reach + size > HIGHEST:
             self._reach = largest(self._moved)
         if self._reach + size > HIGHEST:
-            raise Refused(
-                Why.NONFINITE,
-                f"update {where.round} of worker number {where.rank} makes the model infinite; "
-                "nothing of it was applied. Lower the learning rate",
-            )
+            raise infinite(member)
         self._reach += size
         return index, step
 
@@ -231,15 +227,15 @@ class Core:
         divisor: float,
         frame: bytes,
     ) -> None:
-        s = self.state
-        member.sequence, member.check, member.taken = member.sequence + 1, check, divisor < inf
+        s, taken = self.state, divisor < inf
+        news = self._step(member, index, step) if taken else None
+        member.sequence, member.check, member.taken = member.sequence + 1, check, taken
         s.histogram[bucket(staleness)] += 1
-        if not member.taken:
+        if not taken:
             s.refused += 1
             return
         member.applied += 1
         s.applied += 1
-        news = self._step(index, step)
         if s.owed is None:
             assert s.touched is not None
             s.version += 1
@@ -251,7 +247,7 @@ class Core:
         if s.unsaid >= (self.exchange.downlink.every or self._live):
             self._say(s.owed, self.exchange.downlink.compressor)
 
-    def _step(self, index: Tensor | None, step: Tensor) -> Tensor | None:
+    def _step(self, member: Member, index: Tensor | None, step: Tensor) -> Tensor | None:
         """Moves the model; returns which entries may have changed, None for all."""
         if is_plain(self.exchange.outer):
             subtract(self._moved, index, step)
@@ -259,8 +255,10 @@ class Core:
         direction = host.zeros(self.spans.d)
         subtract(direction, index, -step)
         # An outer step adds to what it is given, so what is owed can stand in the model's place.
-        after, self.state.outer = self.exchange.outer.step(self._moved, direction, self.state.outer)
-        news = changed(self._moved, after)
+        after, outer = self.exchange.outer.step(self._moved, direction, self.state.outer)
+        if not largest(after) <= HIGHEST:
+            raise infinite(member)
+        news, self.state.outer = changed(self._moved, after), outer
         self._moved.copy_(after)
         return news
 
@@ -288,3 +286,12 @@ class Core:
             return self._stamp()
         stamp = s.ring.stamp(base)
         return min(s.applied, member.stamp if stamp is None else stamp)
+
+
+def infinite(member: Member) -> Refused:
+    """Returns the refusal of an update that would make the model infinite."""
+    return Refused(
+        Why.NONFINITE,
+        f"update {member.sequence} of worker number {member.number} makes the model infinite; "
+        "nothing of it was applied. Lower the learning rate",
+    )

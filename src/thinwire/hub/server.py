@@ -238,8 +238,11 @@ class HubServer:
         self.commits.add(generation)
         await self.commits.durable()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self.journal.snapshot, generation, parts)
-        LOG.info("snapshot %d: the journal before it is gone", generation)
+        try:
+            await loop.run_in_executor(None, self.journal.snapshot, generation, parts)
+            LOG.info("snapshot %d: the journal before it is gone", generation)
+        except OSError as error:
+            LOG.error("no snapshot %d: %s; the journal goes on", generation, error)
         self._snapshot = None
 
     async def _serve_metrics(self, listen: str) -> asyncio.Server:
