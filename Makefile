@@ -1,12 +1,18 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv first; Python 3.10+, git and make
+# Three commands: `make demo`, `make demo-hub` and `make test`. Each sets up .venv first; Python 3.10+, git and make
 # are all that must be there. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test fast lint table clean
+.PHONY: demo demo-hub proto test fast lint table clean
 
 demo: .venv/ready ## train the digits with five methods and see what the wire carried
 	$(BIN)/thinwire demo --picture demo.png
+
+demo-hub: .venv/ready ## a hub and three workers, one of each killed and returned; ends with the ledger
+	$(BIN)/thinwire demo-hub
+
+proto: .venv/ready ## write the generated code of hub.proto anew
+	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src src/thinwire/hub/hub.proto
 
 test: .venv/ready lint ## everything: lint, types, all tests
 	$(BIN)/thinwire doctor --warm

@@ -31,7 +31,7 @@ def draws_of(rank: int) -> torch.Generator:
 
 def arguments(spec: dict) -> dict:
     return {
-        "H": spec["H"],
+        "H": Value.from_json(spec["H"]) if isinstance(spec["H"], dict) else spec["H"],
         "compressor": Value.from_json(spec["compressor"]),
         "exchange": Value.from_json(spec["exchange"]),
         "outer": Value.from_json(spec["outer"]),

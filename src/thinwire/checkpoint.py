@@ -69,8 +69,28 @@ def load(saved: dict[str, Any], own: dict[str, Any], same: tuple[str, ...]) -> R
     )
 
 
+def residual_of(
+    saved: dict[str, Any], own: dict[str, Any], round: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the inner optimizer's state, and the residual if it is of that round.
+
+    Args:
+        saved: what `save` returned when this worker was last here.
+        own: what it would return now.
+        round: the round the worker is in on its hub; an older residual has partly been said since.
+
+    Raises:
+        ConfigError: it is another worker's, or of other settings.
+    """
+    state = load(saved, own, ("settings", "tensors", "rank"))
+    owed = state.mem.get("residual")
+    inner = copy.deepcopy(saved["inner"])
+    return inner, {} if owed is None or state.round != round else {"residual": owed}
+
+
 def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
-    # What an exchange comes to remember on its way: a measured step, replicas of workers met.
+    # What an exchange comes to remember on its way: a measured step, replicas of workers met,
+    # a master's model.
     names = saved.keys() ^ own.keys() if isinstance(saved, dict) else own.keys()
     if any(not _is_gained(name) for name in names) or not isinstance(saved, dict):
         raise ConfigError(f"this state's {part} holds {list(saved)}; expected {list(own)}")
@@ -86,4 +106,4 @@ def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
 
 
 def _is_gained(name: str) -> bool:
-    return name in ("gamma", "start") or name.startswith(("mine/", "theirs/"))
+    return name in ("gamma", "start") or name.startswith(("mine/", "theirs/", "master/"))

@@ -9,6 +9,7 @@ from thinwire.compress import QSGD, Compressor, Identity, Sign, TopK
 from thinwire.exchange import (
     DPSGD,
     AllReduce,
+    Asynchronous,
     Choco,
     DeepSqueeze,
     Exchange,
@@ -21,8 +22,8 @@ from thinwire.exchange import (
 )
 from thinwire.exchange.choco import Trigger
 from thinwire.exchange.ring import Form
-from thinwire.outer import Average, Outer
-from thinwire.schedule import HSchedule
+from thinwire.outer import Adopt, Average, Outer
+from thinwire.schedule import HSchedule, RandomGaps
 from thinwire.topology import RingGraph, Topology
 
 
@@ -49,6 +50,23 @@ def qsparse_local_sgd(
     """
     C = TopK(density=0.01) >> Sign() if compressor is None else compressor
     return Preset(H=H, compressor=C, exchange=exchange or Server(Feedback()), outer=Average())
+
+
+def qsparse_async(
+    H: HSchedule | None = None, compressor: Compressor | None = None, outer: Outer | None = None
+) -> Preset:
+    """Asynchronous Qsparse-local-SGD: each worker speaks at gaps of its own, and hears then.
+
+    Args:
+        H: by default gaps drawn from 1 to 8.
+        compressor: by default SignTopK at 1 % of each tensor.
+        outer: the master's step; by default the plain one.
+
+    Source: arXiv 1906.02367, Algorithm 2.
+    """
+    C = TopK(density=0.01) >> Sign() if compressor is None else compressor
+    exchange = Asynchronous(Feedback(), outer or Average())
+    return Preset(H=H or RandomGaps(8), compressor=C, exchange=exchange, outer=Adopt())
 
 
 def topk_sgd(density: float = 0.01, k: int | None = None) -> Preset:
@@ -209,6 +227,7 @@ PRESETS: dict[str, Callable[..., Preset]] = {
     preset.__name__: preset
     for preset in (
         qsparse_local_sgd,
+        qsparse_async,
         topk_sgd,
         ef_sign_sgd,
         local_sgd,

@@ -15,16 +15,16 @@ from torch import Tensor
 from thinwire import checkpoint, flat, kernels, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
-from thinwire.exchange import Exchange, Here, NoFeedback, Server
+from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
 from thinwire.exchange.agree import agree, broadcast, hello
 from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.lean import fits, lean_round
-from thinwire.outer import Average, Outer
+from thinwire.outer import Adopt, Average, Outer
 from thinwire.parameters import Buffers, Given
 from thinwire.round import RoundState, one_round
-from thinwire.schedule import H_at, HSchedule, check_schedule, schedule_json
+from thinwire.schedule import H_at, HSchedule, RandomGaps, check_schedule, schedule_json
 from thinwire.stats import Stats
 from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
 from thinwire.value import in_range, of_kind, one_of, whole
@@ -90,18 +90,21 @@ class LocalSGD(torch.optim.Optimizer):
         optimizer: the inner optimizer over exactly those parameters. Its state stays local.
         H: local steps per round; or a schedule ((first round, H), ...) such as
             ((0, 1), (100, 8)); or a function of the round number, which the ranks compare at
-            round 0 and the powers of two.
+            round 0 and the powers of two; or `RandomGaps`, where the exchange lets each worker
+            speak at its own times.
         compressor: what is said of the pseudo-gradient.
         exchange: who says it to whom, and whether with feedback.
-        outer: how the anchor moves along the mean.
-        group: a process group; None for the default one (or, without one, a group of one); or a
-            `Seat` of a `LockStep`.
+        outer: how the anchor moves along the mean; by default as the exchange has it.
+        group: a process group; None for the default one (or, without one, a group of one); a
+            `Seat` of a `LockStep`; or a transport of one's own, as `join` makes.
         seed: of the random choices; the same on all ranks.
         buffers: of the model, such as BN statistics: "local", "average" or "broadcast" (rank
             0's) at every round.
         clear_residual_at_drop: clears the residual when the learning rate has fallen to at most
             this fraction of what it was at the last round; None for never. The paper's ImageNet
             runs clear it at their drops by ten; 0.5 does that.
+        due: is asked after each local step, with their number, whether to end the round before H
+            steps are done; only where a worker waits for no other (`Hub`).
         on_round: is called with a `RoundReport` after each round.
 
     Raises:
@@ -135,20 +138,23 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: Compressor | None = None,
         exchange: Exchange | None = None,
         outer: Outer | None = None,
-        group: dist.ProcessGroup | Seat | None = None,
+        group: dist.ProcessGroup | Seat | Transport | None = None,
         seed: int = 0,
         buffers: Buffers = "local",
         clear_residual_at_drop: float | None = None,
+        due: Callable[[int], bool] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
         self.inner = optimizer
         self.H = H
         self.compressor = Identity() if compressor is None else compressor
         self.exchange = Server(NoFeedback()) if exchange is None else exchange
-        self.outer = Average() if outer is None else outer
+        handed = isinstance(self.exchange, Exchange) and self.exchange.hands_anchor
+        self.outer: Outer = outer or (Adopt() if handed else Average())
         self.seed = seed
         self.buffers = buffers
         self.clear_residual_at_drop = clear_residual_at_drop
+        self.due = due
         self.on_round = on_round
         self.stats = Stats()
         self._state: RoundState
@@ -177,6 +183,11 @@ class LocalSGD(torch.optim.Optimizer):
         return self._state.round
 
     @property
+    def transport(self) -> Transport | None:
+        """What moves this worker's frames; None on a `Seat`."""
+        return self._transport
+
+    @property
     def place(self) -> tuple[int, int]:
         """This worker's rank and N."""
         return self._rank, self._N
@@ -190,6 +201,11 @@ class LocalSGD(torch.optim.Optimizer):
     def notes(self) -> list[str]:
         """What the exchange decided by itself, and why; rank 0 logs it when the ranks join."""
         return self.exchange.notes(self.compressor)
+
+    @property
+    def agreed(self) -> Tensor:
+        """The model this rank answers for, (d,) float32: a master's own, elsewhere the anchor."""
+        return self.exchange.agreed(self._state.anchor, self._state.mem)
 
     @property
     def residual(self) -> Tensor | None:
@@ -233,8 +249,14 @@ class LocalSGD(torch.optim.Optimizer):
         # What a learning-rate scheduler looks at, which only wraps `step`.
         self._opt_called = True
         self._local += 1
-        if self._local >= H_at(self.H, self.round):
-            yield from self.sync_talk()
+        here = self._here()
+        over = self.due is not None and self.due(self._local)
+        if over or self._local >= H_at(self.H, here.round, here.key):
+            yield from self.sync_talk(called=False)
+        else:
+            state = self._state
+            mem = yield from self.exchange.attend(state.anchor, state.mem, here)
+            self._state = replace(state, mem=mem)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -273,6 +295,21 @@ class LocalSGD(torch.optim.Optimizer):
         self._adopt_inner()
         self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
 
+    def begin_at(self, round: int, mem: Memory) -> None:
+        """Goes on in that round, these memories in place of their first values.
+
+        Args:
+            round: what a worker that joins late, or again, is in.
+            mem: by name, as the exchange keeps them.
+        """
+        own = {**self._state.mem, **mem}
+        self._state = replace(self._state, round=round, mem=own)
+
+    def leave(self) -> None:
+        """Leaves a hub with a word, so that it need not wait; elsewhere there is none to say."""
+        if callable(goodbye := getattr(self._transport, "leave", None)):
+            goodbye()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuses: all ranks have agreed on the tensors.
 
@@ -305,10 +342,20 @@ class LocalSGD(torch.optim.Optimizer):
             in_range(self, "clear_residual_at_drop", self.clear_residual_at_drop, 0.0, 1.0)
         for name, kind in (("compressor", Compressor), ("exchange", Exchange), ("outer", Outer)):
             of_kind(self, name, getattr(self, name), kind)
-        if not self.exchange.replicates and self.outer != Average():
+        plain = Adopt() if self.exchange.hands_anchor else Average()
+        if not self.exchange.replicates and self.outer != plain:
             raise ConfigError(
                 f"{self.exchange!r} moves each worker by itself and takes the plain outer step: "
-                f"outer=Average(), not {self.outer!r}"
+                f"outer={plain!r}, not {self.outer!r}"
+            )
+        if isinstance(self.H, RandomGaps) and self.exchange.pace == "common":
+            raise ConfigError(
+                f"{self.exchange!r} hears all workers in the same step, so H={self.H!r} would "
+                "never meet; use Asynchronous(), or a number"
+            )
+        if self.due is not None and self.exchange.pace != "free":
+            raise ConfigError(
+                f"{self.exchange!r} needs all workers at agreed steps; due= is for exchange=Hub()"
             )
         named = parameters.named_parameters(model_or_params)
         shared = parameters.named_buffers(model_or_params, self.buffers)
@@ -344,9 +391,10 @@ class LocalSGD(torch.optim.Optimizer):
     def _here(self) -> Here:
         round = self._state.round
         key = Key(self.seed, round, self._rank)
-        return Here(self._rank, self._N, round, key, self.compressor, self.spans, self._run)
+        C, spans = self.compressor, self.spans
+        return Here(self._rank, self._N, round, key, C, spans, self._run, H=self.H)
 
-    def sync_talk(self) -> Generator[Ask, Answer, None]:
+    def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
         before = self._counted()
         began, cleared, lr = self._cleared_at_drop()
@@ -356,7 +404,7 @@ class LocalSGD(torch.optim.Optimizer):
                 began, self._params, self.exchange, self.outer, self._here()
             )
         else:
-            state = yield from self._dense_round(began)
+            state = yield from self._dense_round(began, called)
             flat.write(state.anchor, self._params)
         flat.write(shared, self._buffers)
         local_steps, round = self._local, began.round
@@ -379,7 +427,7 @@ class LocalSGD(torch.optim.Optimizer):
     def _counted(self) -> tuple[int, ...]:
         return *self.stats.totals(), *self.stats.mended()
 
-    def _dense_round(self, began: RoundState) -> Generator[Ask, Answer, RoundState]:
+    def _dense_round(self, began: RoundState, called: bool) -> Generator[Ask, Answer, RoundState]:
         anchor = began.anchor
         params = flat.read(self._params)
         held = flat.as_held(anchor, self._params)
@@ -387,7 +435,8 @@ class LocalSGD(torch.optim.Optimizer):
             # The parameters began as the anchor rounded to their dtype: that rounding is no
             # progress, so it must not be said.
             params = anchor - (held - params)
-        state = yield from one_round(began, params, self.exchange, self.outer, self._here())
+        here = replace(self._here(), called=called)
+        state = yield from one_round(began, params, self.exchange, self.outer, here)
         return state
 
     @property
@@ -443,9 +492,11 @@ class LocalSGD(torch.optim.Optimizer):
         self.state = self.inner.state
 
 
-def _transport(group: dist.ProcessGroup | Seat | None) -> Transport | None:
+def _transport(group: dist.ProcessGroup | Seat | Transport | None) -> Transport | None:
     if isinstance(group, Seat):
         return None
+    if isinstance(group, Transport):
+        return group
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return Alone()
     return DistributedTransport(group, HEADER, length)

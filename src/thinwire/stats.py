@@ -10,7 +10,7 @@ from thinwire.wire.frame import BUFFER_PART, REPAIR_PART, Kind
 
 REPAIR = "REPAIR"
 UP = (*(k.name for k in (Kind.SAID, Kind.ALARM, Kind.SILENCE, Kind.PLEA, Kind.NUMBER)), REPAIR)
-DOWN = (Kind.REPLY.name, Kind.REFUSAL.name)
+DOWN = (Kind.REPLY.name, Kind.REFUSAL.name, Kind.ANCHOR.name)
 LOST = "LOST"
 PARTS = {BUFFER_PART: "BUFFERS", REPAIR_PART: REPAIR}
 

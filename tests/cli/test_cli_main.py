@@ -78,7 +78,7 @@ def test_an_unknown_command_is_answered_with_the_choices_in_one_line(run):
     code, out, err = run("dance")
     assert (code, out) == (2, "")
     assert err.startswith("thinwire: No such command 'dance'; choose from ")
-    assert "demo, doctor" in err
+    assert "demo, demo-hub, doctor" in err
     assert err.count("\n") == 1
 
 

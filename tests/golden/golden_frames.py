@@ -22,6 +22,8 @@ from thinwire import (
     kernels,
 )
 from thinwire.compress import Compressor
+from thinwire.exchange.anchors import Form, Head, encode_values
+from thinwire.exchange.hub import ENTRY, PIECE
 from thinwire.flat import Spans
 from thinwire.wire.body import as_bytes, pack, pack_sparse
 from thinwire.wire.frame import REPAIR_PART, Address, Kind, seal
@@ -127,7 +129,27 @@ def frames() -> dict[str, bytes]:
         "repair": seal(Kind.VECTOR, Address(0x1234ABCD, 258, 3, REPAIR_PART), as_bytes(vector())),
         "empty_body_part_1": seal(Kind.SAID, Address(1, 2, 65535, 1), b""),
     }
-    return out
+    return out | anchors(bodies)
+
+
+def anchors(bodies: list[bytes]) -> dict[str, bytes]:
+    """What a hub or an asynchronous master answers, in each of its forms."""
+
+    def anchor(head: Head, rest: bytes) -> bytes:
+        return seal(Kind.ANCHOR, HERE, head.pack() + rest)
+
+    touched = torch.tensor([2, 40, 41], dtype=torch.int64)
+    said = [seal(Kind.SAID, Address(HERE.run, n, 1 + n), body) for n, body in enumerate(bodies)]
+    updates = b"".join(ENTRY.pack(2.0 * n + 3.0, len(f)) + f for n, f in enumerate(said))
+    stream = b"".join(PIECE.pack(len(body)) + body for body in bodies)
+    whole = Head(7, 9, True, Form.WHOLE)
+    return {
+        "anchor_whole": anchor(whole, as_bytes(vector())),
+        "anchor_values": seal(Kind.ANCHOR, HERE, encode_values(vector(), touched, whole)),
+        "anchor_updates": anchor(Head(7, 9, True, Form.UPDATES), updates),
+        "anchor_stream": anchor(Head(7, 9, True, Form.STREAM), stream),
+        "anchor_not_taken": anchor(Head(7, 7, False, Form.STREAM), b""),
+    }
 
 
 def read_back(name: str) -> tw.Compressor:

@@ -11,12 +11,13 @@ SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
     ("errors", "value", "keys", "version", "host"),
-    ("flat", "kernels", "topology", "transport"),
+    ("flat", "kernels", "topology", "transport", "outer", "schedule"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("outer", "stats", "round", "lean", "schedule"),
+    ("stats", "round", "lean"),
     ("checkpoint", "parameters", "shell", "presets", "simulate"),
+    ("hub",),
     ("names",),
     ("door",),
     ("cli",),
@@ -26,7 +27,7 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
 
 def files() -> list[Path]:
-    return sorted(SRC.rglob("*.py"))
+    return sorted(f for f in SRC.rglob("*.py") if not f.name.endswith("_pb2.py"))  # generated
 
 
 def module_of(path: Path) -> str:

@@ -100,6 +100,7 @@ OUTERS: tuple[tw.Outer, ...] = (
     tw.Average(lr=0.5),
     tw.Nesterov(),
     tw.Nesterov(lr=0.4, momentum=0.0),
+    tw.DelayedNesterov(every=1),
 )
 
 PEERS: tuple[tw.Exchange, ...] = (
@@ -118,6 +119,10 @@ PEERS: tuple[tw.Exchange, ...] = (
     tw.Marsit(K=7),
     tw.EdgeGossip(),
     tw.EdgeGossip(tw.Hypercube(), gamma=0.5),
+    tw.Asynchronous(),
+    tw.Hub(),
+    tw.Hub(tw.NoFeedback(), tw.DelayedNesterov(), tw.ByWeight(), downlink=tw.Exact()),
+    tw.Asynchronous(tw.NoFeedback(), tw.Nesterov(), root=2),
 )
 """Exchanges without a mean that all share, or without whole messages: laws of their own."""
 
@@ -136,13 +141,29 @@ TOPOLOGIES: tuple[tw.Topology, ...] = (
 
 OTHER_SETTINGS: tuple[Value, ...] = (
     *TOPOLOGIES,
+    tw.RandomGaps(),
+    tw.RandomGaps(most=3),
+    tw.FixedN(4),
+    tw.LiveCount(),
+    tw.ByWeight(),
+    tw.Staleness(),
+    tw.Staleness(most=5, policy="scale"),
+    tw.Exact(),
+    tw.Exact(memory=1 << 20),
+    tw.Stream(),
+    tw.Stream(Sign(), every=4),
     tw.Feedback(),
     tw.Feedback(decay=0.9, permit="any"),
     tw.NoFeedback(),
     tw.NoFeedback(permit="biased"),
 )
 
-SETTINGS: tuple[Value, ...] = (*COMPRESSORS, *EXCHANGES, *PEERS, *OUTERS, *OTHER_SETTINGS)
+HUB_OUTERS: tuple[tw.Outer, ...] = (tw.Adopt(), tw.DelayedNesterov(every=3))
+"""Outer steps that are no torch optimizer's."""
+
+SETTINGS: tuple[Value, ...] = (
+    *COMPRESSORS, *EXCHANGES, *PEERS, *OUTERS, *HUB_OUTERS, *OTHER_SETTINGS,
+)  # fmt: skip
 
 NAMES = {
     **{name: getattr(tw, name) for name in tw.__all__},

@@ -30,7 +30,7 @@ settings = pytest.mark.parametrize("setting", SETTINGS, ids=repr)
     [
         (Compressor, COMPRESSORS),
         (tw.Exchange, (*EXCHANGES, *PEERS)),
-        (tw.Outer, OUTERS),
+        (tw.Outer, (*OUTERS, tw.Adopt())),
         (Value, SETTINGS),
     ],
     ids=["compressors", "exchanges", "outers", "settings"],

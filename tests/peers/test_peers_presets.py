@@ -10,7 +10,7 @@ from torch import Tensor
 import thinwire as tw
 
 N, ROUNDS, D = 4, 20, 12
-SERVERLESS = ("qprsgd_gossip", "choco_sgd", "deep_squeeze", "d_psgd", "squarm_sgd")
+SERVERLESS = ("qsparse_async", "qprsgd_gossip", "choco_sgd", "deep_squeeze", "d_psgd", "squarm_sgd")
 """Those whose workers hold parameters of their own."""
 
 
@@ -61,7 +61,8 @@ def test_every_preset_brings_the_loss_down_in_twenty_rounds(name: str) -> None:
     before = cluster.loss()
     after = cluster.run().loss()
     assert after < 0.7 * before, (before, after)
-    assert all(shell.round == ROUNDS for shell in cluster.shells)
+    least = ROUNDS if preset["exchange"].pace == "common" else ROUNDS // 2
+    assert all(shell.round >= least for shell in cluster.shells)
 
 
 @pytest.mark.parametrize("name", tw.PRESETS)

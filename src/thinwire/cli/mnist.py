@@ -20,6 +20,7 @@ from thinwire.compress import QSGD, Compressor, Identity, Sign, TopK
 from thinwire.errors import ConfigError
 from thinwire.exchange import (
     DPSGD,
+    Asynchronous,
     Choco,
     DeepSqueeze,
     Exchange,
@@ -30,6 +31,7 @@ from thinwire.exchange import (
     Ring,
     Server,
 )
+from thinwire.schedule import HSchedule, RandomGaps
 from thinwire.shell import LocalSGD, Seat
 from thinwire.simulate import LockStep
 
@@ -43,6 +45,7 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
     eight = QSGD(bits=8, norm="max", scale="none", scope="global", bucket=1024, coding="fixed")
     return {
         "qsparse_local_sgd": (topk >> Sign(), Server(owed)),
+        "qsparse_async": (topk >> Sign(), Asynchronous(owed)),
         "topk_sgd": (topk, Server(owed)),
         "ef_sign_sgd": (sign, Server(owed)),
         "local_sgd": (Identity(), Server(NoFeedback())),
@@ -57,9 +60,9 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
     }
 
 
-WITHOUT_FEEDBACK = ("qsparse_local_sgd", "topk_sgd", "ef_sign_sgd")
+WITHOUT_FEEDBACK = ("qsparse_local_sgd", "qsparse_async", "topk_sgd", "ef_sign_sgd")
 """Presets that an experiment may run with feedback off."""
-KEEPS_K = ("qsparse_local_sgd", "topk_sgd", "choco_sgd", "squarm_sgd")
+KEEPS_K = ("qsparse_local_sgd", "qsparse_async", "topk_sgd", "choco_sgd", "squarm_sgd")
 """Presets that keep k entries."""
 ONE_STEP = ("vanilla", "topk_sgd", "ef_sign_sgd", "choco_sgd", "deep_squeeze", "d_psgd", "marsit")
 """Presets that take one local step a round unless asked for more."""
@@ -71,7 +74,7 @@ class Setting:
 
     Args:
         preset: a name of `thinwire.PRESETS`.
-        H: local steps per round.
+        H: local steps per round; the longest of random gaps where the preset is asynchronous.
         k: kept entries, where the preset sparsifies.
         step_size: c of c a / (a + t).
         step_decay: a of c a / (a + t); the paper's is about d H / k.
@@ -80,6 +83,8 @@ class Setting:
         workers: N.
         batch: b, of each worker.
         max_steps: gives up after so many.
+        evaluate_every: steps from one evaluation to the next; None for 8, or H where all workers
+            share a model only every H steps.
         seed: of shards, batches and operators.
     """
 
@@ -93,6 +98,7 @@ class Setting:
     workers: int = 15
     batch: int = 8
     max_steps: int = 2500
+    evaluate_every: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -115,6 +121,11 @@ class Setting:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not 0 <= self.target_error <= 1:
             raise ConfigError(f"target error is {self.target_error}; it must lie in [0, 1]")
+
+    @property
+    def gaps(self) -> HSchedule:
+        """The local steps of each worker's rounds."""
+        return RandomGaps(self.H) if self.preset == "qsparse_async" else self.H
 
     @property
     def method(self) -> tuple[Compressor, Exchange]:
@@ -158,7 +169,7 @@ class Worker:
         self.optimizer = LocalSGD(
             self.model,
             inner,
-            H=setting.H,
+            H=setting.gaps,
             compressor=compressor,
             exchange=exchange,
             group=group,
@@ -198,14 +209,15 @@ def train(
     began, three, done = time.perf_counter(), [1.0, 1.0, 1.0], 0
     workers, step = _cluster(setting, data)
     first = workers[0]
-    every, error = max(8, setting.H), 1.0
+    shared = 1 if setting.preset == "qsparse_async" else setting.H
+    every, error = setting.evaluate_every or max(8, shared), 1.0
     for done in range(1, setting.max_steps + 1):
         for worker in workers:
             worker.backward()
         step()
         for worker in workers:
             worker.schedule.step()
-        if done % every == 0 and done % setting.H == 0:
+        if done % every == 0 and done % shared == 0:
             error = first.test_error(_anchor(workers))
             three = [*three[1:], error]
             uplink = _uplink(workers)
@@ -231,7 +243,9 @@ def train(
         "framed_bytes": _uplink(workers),
         "sent_bytes": _total([sum(w.optimizer.stats.sent.values()) for w in workers]),
         "fixed_width_bits": (
-            rounds * setting.workers * bits if isinstance(exchange, Server) else None
+            _total([w.optimizer.round for w in workers]) * bits
+            if isinstance(exchange, (Server, Asynchronous))
+            else None
         ),
         "test_error": sum(three) / 3,
         "seconds": round(time.perf_counter() - began, 3),
@@ -263,8 +277,8 @@ def _total(own: list[int]) -> int:
 def _anchor(workers: list[Worker]) -> Tensor:
     """The parameters that are tested: all workers' own, or, where they differ, their mean."""
     first = workers[0].optimizer
-    if first.exchange.replicates:
-        return first.anchor
+    if first.exchange.replicates or first.exchange.hands_anchor:
+        return first.agreed  # Rank 0 is the master.
     total = torch.stack([worker.optimizer.anchor for worker in workers]).sum(0)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from thinwire.compress import Compressor
 from thinwire.flat import Spans
 from thinwire.keys import Key
+from thinwire.schedule import HSchedule
 from thinwire.transport.base import Answer, Ask
 from thinwire.value import Value
 from thinwire.wire.body import Reader
@@ -37,6 +38,8 @@ class Here:
         spans: the agreed tensors.
         run: the agreed fingerprint of the run.
         part: which conversation of the round this is.
+        H: the agreed local steps of a round.
+        called: whether all ranks were called together, whatever their local steps.
     """
 
     rank: int
@@ -47,6 +50,8 @@ class Here:
     spans: Spans
     run: int
     part: int = 0
+    H: HSchedule = 1
+    called: bool = False
 
     def address(self, rank: int) -> Address:
         """Returns where a frame of that rank belongs."""
@@ -70,9 +75,15 @@ class Exchange(Value, ABC):
 
     Attributes:
         replicates: whether all workers hold the same anchor after every round, to the last bit.
+        pace: when a rank speaks: "common", all in the same step; "own", each at gaps of its own
+            that the others can compute; "free", whenever it likes.
+        hands_anchor: whether what a round returns is the new anchor itself, since the outer step
+            is made elsewhere.
     """
 
     replicates: ClassVar[bool] = True
+    pace: ClassVar[Literal["common", "own", "free"]] = "common"
+    hands_anchor: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, here: Here) -> Memory:
@@ -92,6 +103,15 @@ class Exchange(Value, ABC):
             NonFiniteError: some rank's message would hold a NaN or an infinity.
             FrameError: a frame was truncated, altered, foreign or stale.
         """
+
+    def attend(self, anchor: Tensor, mem: Memory, here: Here) -> Generator[Ask, Answer, Memory]:
+        """Does what this rank owes the others after a local step at which it does not speak."""
+        yield from ()
+        return mem
+
+    def agreed(self, anchor: Tensor, mem: Memory) -> Tensor:
+        """Returns the model that a rank answers for: a master's own, elsewhere the anchor."""
+        return anchor
 
     def notes(self, compressor: Compressor) -> list[str]:
         """Returns what this exchange decided by itself and a user should know."""

@@ -26,19 +26,26 @@ def hear(frames: list[bytes], here: Here) -> list[memoryview]:
     Raises:
         NonFiniteError: some raised an alarm; it names them all.
     """
-    bodies: list[memoryview] = []
-    alarms: list[tuple[int, str]] = []
-    for rank, frame in enumerate(frames):
-        kind, body = unseal(frame, here.address(rank), Kind.SAID, Kind.ALARM)
-        if kind is Kind.ALARM:
-            reader = here.reader(body, rank)
-            tensor = int.from_bytes(reader.take(ALARM_BODY, "tensor number"), "little")
-            reader.end()
-            alarms.append((rank, tensor_name(here, tensor)))
-        bodies.append(body)
+    each = [listen(frame, rank, here) for rank, frame in enumerate(frames)]
+    alarms = [(rank, name) for rank, (_, name) in enumerate(each) if name is not None]
     if alarms:
         raise NonFiniteError(alarms, here.round)
-    return bodies
+    return [body for body, _ in each]
+
+
+def listen(frame: bytes, rank: int, here: Here) -> tuple[memoryview, str | None]:
+    """Returns the body of that rank's message, and the tensor that an alarm names.
+
+    Raises:
+        FrameError: it is neither a message nor an alarm of that rank in this round.
+    """
+    kind, body = unseal(frame, here.address(rank), Kind.SAID, Kind.ALARM)
+    if kind is Kind.SAID:
+        return body, None
+    reader = here.reader(body, rank)
+    tensor = int.from_bytes(reader.take(ALARM_BODY, "tensor number"), "little")
+    reader.end()
+    return body, tensor_name(here, tensor)
 
 
 def mean(readers: list[Reader], here: Here) -> Tensor:

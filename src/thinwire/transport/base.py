@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -69,6 +69,7 @@ def turn(
     return frames
 
 
+@runtime_checkable
 class Transport(Protocol):
     """Moves frames between ranks; knows no tensor, round or algorithm."""
 

@@ -171,11 +171,21 @@ def unpack_sparse(reader: Reader, d: int) -> Tensor:
     Raises:
         FrameError: the bytes are no such body.
     """
+    index, values = unpack_entries(reader, d)
+    vector = host.zeros(d)
+    vector[index] = values
+    return vector
+
+
+def unpack_entries(reader: Reader, d: int) -> tuple[Tensor, Tensor]:
+    """Returns the entries that `pack_sparse` wrote: (n,) int64 ascending, (n,) float32.
+
+    Raises:
+        FrameError: the bytes are no such body.
+    """
     n = int.from_bytes(reader.take(6, "count"), "little")
     if n > d or 4 * n > len(reader):
         reader.fail(f"{n} entries are announced; d is {d} and {len(reader)} bytes are left")
     domain = host.ints([0, d])
     index = reader.index(host.ints([n]), domain, domain)
-    vector = host.zeros(d)
-    vector[index] = reader.floats(n, "values")
-    return vector
+    return index, reader.floats(n, "values")

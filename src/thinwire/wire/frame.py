@@ -47,6 +47,8 @@ class Kind(IntEnum):
     """A message, and a plea: what this worker missed, its neighbours tell it whole."""
     NUMBER = 9
     """One float64 that all workers must agree on."""
+    ANCHOR = 11
+    """A hub's or a master's model for one worker, from what that worker holds."""
 
 
 TIMELESS = (Kind.HELLO, Kind.VERDICT)
@@ -105,6 +107,17 @@ def length(header: bytes) -> int:
         raise FrameError(f"a frame starts with {MAGIC!r}; this starts with {bytes(header[:2])!r}")
     low, high = _LAYOUT.unpack_from(header)[7:9]
     return HEADER + int(low) + (int(high) << 32)
+
+
+def address_of(frame: bytes) -> Address:
+    """Returns the address that a frame says it is of; nothing else of it is looked at.
+
+    Raises:
+        FrameError: these bytes start no frame.
+    """
+    length(frame)
+    _, _, _, run, round, rank, part, _, _, _ = _LAYOUT.unpack_from(frame)
+    return Address(run, round, rank, part)
 
 
 def unseal(frame: bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryview]:

@@ -1,0 +1,1 @@
+"""The hub: asynchronous training over the internet; workers join and leave as they like."""

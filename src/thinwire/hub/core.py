@@ -1,0 +1,297 @@
+"""The hub as a state machine: join, update, leave, tick; no socket, no clock, no file.
+
+The same events in the same order end in the same bits: that is what the journal relies on. The
+vectors of the state are changed in place, because a copy of d floats at each update is what a hub
+cannot afford.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+from math import inf
+
+from torch import Tensor
+
+from thinwire import host
+from thinwire.compress import Compressor
+from thinwire.exchange.anchors import changed
+from thinwire.exchange.base import Here
+from thinwire.exchange.hub import (
+    ENTRY,
+    HUB,
+    PIECE,
+    Hub,
+    is_plain,
+    largest,
+    stream_key,
+    subtract,
+)
+from thinwire.exchange.hub_rules import ByWeight, Stream
+from thinwire.flat import Spans
+from thinwire.hub.judge import judge, read_step
+from thinwire.hub.refused import Refused, Why
+from thinwire.hub.replies import reply_body, whole_body
+from thinwire.hub.state import HubState, Member, bucket
+from thinwire.keys import Key
+from thinwire.wire.body import pack
+from thinwire.wire.frame import Address, Kind, seal
+
+JOIN, UPDATE, LEAVE = 1, 2, 3
+_JOIN = struct.Struct("<BHd")
+_UPDATE = struct.Struct("<BHQQd")
+MOST_MEMBERS = 65535
+HIGHEST = 1e38
+"""No entry of a model may come to more; float32 ends at 3.4e38."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of an update.
+
+    Args:
+        reply: the ANCHOR frame for its worker.
+        record: what the journal must hold before the reply may leave; None where it already does.
+        staleness: of the update.
+    """
+
+    reply: bytes
+    record: bytes | None
+    staleness: int
+
+
+@dataclass
+class Core:
+    """Applies events to a state and answers them.
+
+    Args:
+        exchange: the rules.
+        compressor: of the workers' messages.
+        spans: the tensors.
+        seed: of the run.
+        run: its fingerprint.
+        state: what it starts from.
+        timeout: seconds without a word after which a worker is lost.
+        most_live: workers that may be live at once.
+    """
+
+    exchange: Hub
+    compressor: Compressor
+    spans: Spans
+    seed: int
+    run: int
+    state: HubState
+    timeout: float = 60.0
+    most_live: int = 1024
+    heard: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        key = Key(self.seed)
+        self._here = Here(HUB, 0, 0, key, self.compressor, self.spans, self.run)
+        self._names = {m.number: name for name, m in self.state.members.items()}
+        self._live = sum(m.live for m in self.state.members.values())
+        self._reach = inf
+
+    @property
+    def live(self) -> int:
+        """Workers that are here."""
+        return self._live
+
+    def join(self, name: str, weight: float, now: float) -> tuple[Member, bytes | None]:
+        """Returns the member of that name, live, and the record if that is news.
+
+        Raises:
+            Refused: the hub is full.
+        """
+        known = self.state.members.get(name)
+        self.heard[name] = now
+        if known is not None and known.live and known.weight == weight:
+            return known, None
+        if (known is None or not known.live) and self._live >= self.most_live:
+            del self.heard[name]
+            raise Refused(Why.LIMIT, f"the hub is full: {self._live} workers are here")
+        if known is None and len(self.state.members) >= MOST_MEMBERS:
+            del self.heard[name]
+            raise Refused(Why.LIMIT, f"the hub has known {MOST_MEMBERS} workers and takes no more")
+        number = len(self.state.members) + 1 if known is None else known.number
+        record = _JOIN.pack(JOIN, number, weight) + name.encode()
+        self._join(name, number, weight)
+        return self.state.members[name], record
+
+    def leave(self, name: str) -> bytes | None:
+        """Marks a worker as gone and returns the record, if it was here."""
+        self.heard.pop(name, None)
+        member = self.state.members.get(name)
+        if member is None or not member.live:
+            return None
+        member.live = False
+        self._live -= 1
+        return struct.pack("<BH", LEAVE, member.number)
+
+    def tick(self, now: float) -> list[str]:
+        """Returns the live workers that have been silent for longer than the timeout."""
+        live = (name for name, m in self.state.members.items() if m.live)
+        # A worker that was live when the hub went down has a timeout's time to come back.
+        return [name for name in live if now - self.heard.setdefault(name, now) > self.timeout]
+
+    def whole(self, number: int) -> bytes:
+        """Returns the ANCHOR frame that says all of the model that workers are told."""
+        self.state.members[self._names[number]].stamp = self._stamp()
+        return seal(Kind.ANCHOR, Address(self.run, 0, HUB), whole_body(self.state))
+
+    def update(self, name: str, base: int, frame: bytes, now: float) -> Taken:
+        """Applies one update, or repeats the answer to the last one.
+
+        Args:
+            name: of the worker.
+            base: the version it says it holds.
+            frame: its SAID.
+            now: seconds.
+
+        Raises:
+            Refused: nothing has changed.
+        """
+        member = self.state.members.get(name)
+        if member is None or not member.live:
+            raise Refused(Why.ORDER, f"worker {name!r} has not joined")
+        self.heard[name] = now
+        s = self.state
+        sequence, check = judge(frame, base, member, name, self.run, s.version)
+        if sequence < member.sequence:
+            return Taken(self._reply(member, sequence, base), None, 0)
+        staleness = s.applied - self._stamp_of(member, base)
+        divisor = self._divisor(member, staleness)
+        index, step = self._read(member, divisor, frame)
+        record = _UPDATE.pack(UPDATE, member.number, sequence, staleness, divisor) + frame
+        self._apply(member, check, staleness, index, step, divisor, frame)
+        return Taken(self._reply(member, sequence, base), record, staleness)
+
+    def replay(self, record: bytes) -> None:
+        """Applies a record of the journal again, as it was applied then."""
+        if record[0] == JOIN:
+            _, number, weight = _JOIN.unpack_from(record)
+            self._join(record[_JOIN.size :].decode(), number, weight)
+        elif record[0] == LEAVE:
+            self.leave(self._names[struct.unpack_from("<BH", record)[1]])
+        else:
+            _, number, sequence, staleness, divisor = _UPDATE.unpack_from(record)
+            member = self.state.members[self._names[number]]
+            frame = record[_UPDATE.size :]
+            if sequence == member.sequence:
+                index, step = self._read(member, divisor, frame)
+                self._apply(member, zlib.crc32(frame), staleness, index, step, divisor, frame)
+                member.stamp = self._stamp()
+
+    def _join(self, name: str, number: int, weight: float) -> None:
+        known = self.state.members.get(name)
+        self._live += known is None or not known.live
+        member = known or Member(number, stamp=self._stamp())
+        self.state.members[name] = member
+        member.live, member.weight = True, weight
+        self._names[number] = name
+
+    def _divisor(self, member: Member, staleness: int) -> float:
+        """What an update is divided by; infinite where it is refused as too stale."""
+        factor = self.exchange.staleness.factor(staleness)
+        total = 0.0
+        if isinstance(self.exchange.counting, ByWeight):
+            total = sum(m.weight for m in self.state.members.values() if m.live)
+        divisor = self.exchange.counting.divisor(member.weight, self._live, total)
+        return divisor / factor if factor else inf
+
+    def _read(self, member: Member, divisor: float, frame: bytes) -> tuple[Tensor | None, Tensor]:
+        where = Address(self.run, member.sequence, member.number)
+        index, step, size = read_step(frame, where, divisor, self._here)
+        # No entry is above the reach, so while that is finite no sum of two can overflow: a look
+        # at the entries themselves would cost more than the step.
+        if self._reach + size > HIGHEST:
+            self._reach = largest(self._moved)
+        if self._reach + size > HIGHEST:
+            raise infinite(member)
+        self._reach += size
+        return index, step
+
+    def _reply(self, member: Member, sequence: int, base: int) -> bytes:
+        member.stamp = self._stamp()
+        body = reply_body(self.state, self.exchange, base, member.taken)
+        return seal(Kind.ANCHOR, Address(self.run, sequence, HUB), body)
+
+    def _apply(
+        self,
+        member: Member,
+        check: int,
+        staleness: int,
+        index: Tensor | None,
+        step: Tensor,
+        divisor: float,
+        frame: bytes,
+    ) -> None:
+        s, taken = self.state, divisor < inf
+        news = self._step(member, index, step) if taken else None
+        member.sequence, member.check, member.taken = member.sequence + 1, check, taken
+        s.histogram[bucket(staleness)] += 1
+        if not taken:
+            s.refused += 1
+            return
+        member.applied += 1
+        s.applied += 1
+        if s.owed is None:
+            assert s.touched is not None
+            s.version += 1
+            s.touched[slice(None) if news is None else news] = s.version
+            s.ring.push(s.applied, ENTRY.pack(divisor, len(frame)) + frame)
+            return
+        s.unsaid += 1
+        assert isinstance(self.exchange.downlink, Stream)
+        if s.unsaid >= (self.exchange.downlink.every or self._live):
+            self._say(s.owed, self.exchange.downlink.compressor)
+
+    def _step(self, member: Member, index: Tensor | None, step: Tensor) -> Tensor | None:
+        """Moves the model; returns which entries may have changed, None for all."""
+        if is_plain(self.exchange.outer):
+            subtract(self._moved, index, step)
+            return index
+        direction = host.zeros(self.spans.d)
+        subtract(direction, index, -step)
+        # An outer step adds to what it is given, so what is owed can stand in the model's place.
+        after, outer = self.exchange.outer.step(self._moved, direction, self.state.outer)
+        if not largest(after) <= HIGHEST:
+            raise infinite(member)
+        news, self.state.outer = changed(self._moved, after), outer
+        self._moved.copy_(after)
+        return news
+
+    def _say(self, owed: Tensor, C: Compressor) -> None:
+        s = self.state
+        payload = C.compress(owed, stream_key(self.seed, s.version), self.spans)
+        body = pack(payload, C)
+        C.accumulate(s.anchor, payload)
+        C.remove(owed, payload)
+        s.version, s.unsaid = s.version + 1, 0
+        s.ring.push(s.applied, PIECE.pack(len(body)) + body)
+
+    @property
+    def _moved(self) -> Tensor:
+        return self.state.anchor if self.state.owed is None else self.state.owed
+
+    def _stamp(self) -> int:
+        """Updates applied to the model that workers are told now."""
+        s = self.state
+        return s.applied if s.owed is None else s.applied - s.unsaid
+
+    def _stamp_of(self, member: Member, base: int) -> int:
+        s = self.state
+        if base == s.version:
+            return self._stamp()
+        stamp = s.ring.stamp(base)
+        return min(s.applied, member.stamp if stamp is None else stamp)
+
+
+def infinite(member: Member) -> Refused:
+    """Returns the refusal of an update that would make the model infinite."""
+    return Refused(
+        Why.NONFINITE,
+        f"update {member.sequence} of worker number {member.number} makes the model infinite; "
+        "nothing of it was applied. Lower the learning rate",
+    )

@@ -1,0 +1,149 @@
+"""What a hub holds: its model, its members, and what it can still repeat."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thinwire import host
+from thinwire.exchange.hub import Hub
+from thinwire.exchange.hub_rules import Exact
+from thinwire.outer import OuterState
+
+BUCKETS = 24
+"""Staleness is counted in buckets 0, 1, 2-3, 4-7, ...: bucket b > 0 begins at 2**(b - 1)."""
+
+
+@dataclass
+class Member:
+    """A worker the hub knows, live or not.
+
+    Args:
+        number: its rank in frames, from 1.
+        weight: what it counts by.
+        sequence: how many of its updates were answered; its next one has this number.
+        applied: how many of those were applied.
+        stamp: updates applied to the model it last received.
+        check: CRC-32 of its last update, so that the same one sent again is known.
+        taken: whether that was applied.
+        live: whether it is here.
+    """
+
+    number: int
+    weight: float = 1.0
+    sequence: int = 0
+    applied: int = 0
+    stamp: int = 0
+    check: int = 0
+    taken: bool = True
+    live: bool = True
+
+
+class Ring:
+    """The last entries of a row of versions, within a bound of bytes.
+
+    Args:
+        bound: bytes.
+        last: the version after the last entry.
+    """
+
+    def __init__(self, bound: int, last: int = 0) -> None:
+        self.bound, self.last, self.size = bound, last, 0
+        self.entries: deque[tuple[int, bytes]] = deque()
+
+    @property
+    def first(self) -> int:
+        """The least version that an entry starts from."""
+        return self.last - len(self.entries)
+
+    def push(self, stamp: int, entry: bytes) -> None:
+        """Adds the entry that leads from `last` to `last + 1`; drops the oldest above the bound."""
+        self.entries.append((stamp, entry))
+        self.size += len(entry)
+        self.last += 1
+        while self.size > self.bound:
+            self.size -= len(self.entries.popleft()[1])
+
+    def since(self, version: int, most: int) -> list[bytes] | None:
+        """Returns the entries from `version` on; None where gone, or above `most` bytes."""
+        if not self.first <= version <= self.last:
+            return None
+        entries, size = [], 0
+        for at in range(len(self.entries) - 1, version - self.first - 1, -1):
+            entry = self.entries[at][1]
+            size += len(entry)
+            if size > most:
+                return None
+            entries.append(entry)
+        return entries[::-1]
+
+    def stamp(self, version: int) -> int | None:
+        """Returns the stamp of the entry that led to `version`, or None where it is gone."""
+        at = version - self.first - 1
+        return self.entries[at][0] if 0 <= at < len(self.entries) else None
+
+
+@dataclass
+class HubState:
+    """Everything a hub must not lose; `Core` changes it in place.
+
+    Args:
+        anchor: (d,) float32: what workers at `version` hold, to the last bit.
+        owed: (d,) float32: with a stream, what it has not said yet: the model is anchor + owed.
+        touched: (d,) int64: without one, the version at which an entry last changed.
+        outer: what the outer step remembers.
+        ring: entries that lead from version to version.
+        version: of what workers are told.
+        applied: updates applied.
+        unsaid: of those, how many since the stream's last frame.
+        refused: updates refused as too stale.
+        members: by name.
+        histogram: updates by staleness, see `BUCKETS`.
+    """
+
+    anchor: Tensor
+    owed: Tensor | None
+    touched: Tensor | None
+    outer: OuterState
+    ring: Ring
+    version: int = 0
+    applied: int = 0
+    unsaid: int = 0
+    refused: int = 0
+    members: dict[str, Member] = field(default_factory=dict)
+    histogram: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+
+    @property
+    def model(self) -> Tensor:
+        """(d,) float32, the hub's own model."""
+        return self.anchor if self.owed is None else self.anchor + self.owed
+
+
+def bucket(staleness: int) -> int:
+    """Returns the bucket of a staleness.
+
+    Example:
+        >>> [bucket(s) for s in (0, 1, 2, 3, 4, 7, 8)]
+        [0, 1, 2, 2, 3, 3, 4]
+    """
+    return min(BUCKETS - 1, staleness.bit_length())
+
+
+def first_state(exchange: Hub, model: Tensor) -> HubState:
+    """Returns the state of a hub that nobody has joined.
+
+    Args:
+        exchange: the rules.
+        model: (d,) float32, the first model.
+    """
+    exact = isinstance(exchange.downlink, Exact)
+    return HubState(
+        anchor=model.clone(),
+        owed=None if exact else torch.zeros_like(model),
+        touched=torch.zeros(len(model), dtype=torch.int64, device=host.CPU) if exact else None,
+        outer=exchange.outer.init(model),
+        ring=Ring(exchange.downlink.memory),
+    )

@@ -1,0 +1,184 @@
+"""Durability: what was appended is there after a crash at any byte; what is torn is cut."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hub_cases import SIGNTOPK, STREAM, Worker, core, same_state
+
+import thinwire as tw
+from thinwire.errors import ConfigError
+from thinwire.hub.journal import HEAD, MAGIC, Journal
+from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
+
+ABOUT = {"settings": {"H": 4}, "tensors": [["w", "(2,)", "float32", "parameter"]], "run": 3}
+RECORDS = [bytes([n]) * (1 + 7 * n) for n in range(12)]
+
+
+def written(folder: Path) -> bytes:
+    journal = Journal(folder)
+    assert journal.recover()[0] is None
+    journal.begin(0)
+    journal.snapshot(0, [b"first ", b"state"])
+    journal.append(RECORDS[:5])
+    journal.append(RECORDS[5:])
+    journal.close()
+    return (folder / f"journal-{0:016d}.twj").read_bytes()
+
+
+def recovered(folder: Path) -> tuple[bytes | None, list[bytes]]:
+    journal = Journal(folder)
+    try:
+        snapshot, records = journal.recover()
+        return snapshot, list(records)
+    finally:
+        journal.close()
+
+
+def test_every_cut_of_the_journal_gives_the_records_before_it(tmp_path: Path) -> None:
+    data = written(tmp_path)
+    file = tmp_path / f"journal-{0:016d}.twj"
+    ends = [len(MAGIC)]
+    for record in RECORDS:
+        ends.append(ends[-1] + HEAD.size + len(record))
+    assert ends[-1] == len(data)
+    for cut in range(len(data) + 1):
+        file.write_bytes(data[:cut])
+        whole = max(0, sum(end <= cut for end in ends) - 1)
+        assert recovered(tmp_path) == (b"first state", RECORDS[:whole]), cut
+        # The torn rest is gone: appending goes on behind the last whole record.
+        assert file.stat().st_size in ([0] if cut < ends[0] else [ends[whole]])
+
+
+def test_appending_goes_on_after_a_cut(tmp_path: Path) -> None:
+    data = written(tmp_path)
+    file = tmp_path / f"journal-{0:016d}.twj"
+    for cut in (0, 3, len(MAGIC), len(data) - 1, len(data)):
+        file.write_bytes(data[:cut])
+        journal = Journal(tmp_path)
+        before = list(journal.recover()[1])
+        journal.begin(0)
+        journal.append([b"more"])
+        journal.close()
+        assert recovered(tmp_path)[1] == [*before, b"more"]
+
+
+def test_every_altered_byte_of_the_last_record_cuts_it_and_zeros_are_no_record(
+    tmp_path: Path,
+) -> None:
+    data = written(tmp_path)
+    file = tmp_path / f"journal-{0:016d}.twj"
+    start = len(data) - HEAD.size - len(RECORDS[-1])
+    for at in range(start, len(data)):
+        altered = bytearray(data)
+        altered[at] ^= 0x40
+        file.write_bytes(altered)
+        assert recovered(tmp_path)[1] == RECORDS[:-1]
+    file.write_bytes(data + bytes(100))
+    assert recovered(tmp_path)[1] == RECORDS
+
+
+def test_a_snapshot_is_whole_or_the_one_before_it_counts(tmp_path: Path) -> None:
+    written(tmp_path)
+    journal = Journal(tmp_path)
+    list(journal.recover()[1])
+    journal.begin(1)
+    journal.append([b"later"])
+    journal.close()
+    # The new generation has begun and its snapshot is not there yet: both files count.
+    assert recovered(tmp_path) == (b"first state", [*RECORDS, b"later"])
+    (tmp_path / f"snapshot-{1:016d}.part").write_bytes(b"half a snap")
+    assert recovered(tmp_path) == (b"first state", [*RECORDS, b"later"])
+    journal = Journal(tmp_path)
+    journal.snapshot(1, [b"second state"])
+    journal.close()
+    assert recovered(tmp_path) == (b"second state", [b"later"])
+    assert len(list(tmp_path.glob("journal-*"))) == 1
+
+
+def test_damage_that_a_crash_cannot_leave_is_an_error(tmp_path: Path) -> None:
+    data = written(tmp_path)
+    journal = Journal(tmp_path)
+    journal.begin(1)
+    journal.append([b"later"])
+    journal.close()
+    (tmp_path / f"journal-{0:016d}.twj").write_bytes(data[:-1])
+    with pytest.raises(ConfigError, match="damaged"):
+        recovered(tmp_path)
+    file = tmp_path / f"snapshot-{0:016d}.tws"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(ConfigError, match="no snapshot"):
+        recovered(tmp_path)
+
+
+def test_one_folder_is_one_hubs(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    with pytest.raises(ConfigError, match="running"):
+        Journal(tmp_path)
+    first.close()
+    Journal(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        tw.Hub(downlink=tw.Exact(memory=300)),
+        tw.Hub(downlink=STREAM),
+        tw.Hub(outer=tw.DelayedNesterov(every=2), downlink=tw.Exact()),
+    ],
+    ids=repr,
+)
+def test_a_state_goes_to_bytes_and_back(exchange: tw.Hub) -> None:
+    hub = core(exchange, SIGNTOPK)
+    workers = [Worker(hub, f"w{n}") for n in range(2)]
+    for n in range(9):
+        workers[n % 2].say()
+    content = b"".join(encode(hub.state, ABOUT))
+    assert about_of(content) == ABOUT
+    state = decode(content, exchange.downlink.memory)
+    same_state(state, hub.state)
+    # What was encoded does not change with the state.
+    parts = encode(hub.state, ABOUT)
+    workers[0].say()
+    assert b"".join(parts) == content
+    with pytest.raises(ConfigError, match="another folder"):
+        check_same_run(ABOUT, {**ABOUT, "settings": {"H": 8}}, "there")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from thinwire.hub.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+list(journal.recover()[1])
+journal.begin(0)
+journal.snapshot(0, [b"s"])
+n = 0
+while True:
+    journal.append([b"%d" % (n + i) * 50 for i in range(3)])
+    n += 3
+    print(n, flush=True)
+"""
+
+
+def test_kill_9_loses_no_record_that_was_acknowledged(tmp_path: Path) -> None:
+    for delay in (0.0, 0.011, 0.05):
+        folder = tmp_path / str(delay)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE
+        )
+        first = process.stdout.readline()
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        said = (first + process.stdout.read()).split()
+        process.wait()
+        process.stdout.close()
+        _, records = recovered(folder)
+        assert len(records) >= int(said[-1])
+        assert records == [b"%d" % n * 50 for n in range(len(records))]
