@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from thinwire import checkpoint, flat, parameters
+from thinwire import checkpoint, flat, host, kernels, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
 from thinwire.exchange import Exchange, Here, NoFeedback, Server
@@ -174,7 +174,10 @@ class LocalSGD(torch.optim.Optimizer):
 
     @property
     def anchor(self) -> Tensor:
-        """The parameters all workers hold since the last round, (d,) float32; do not write."""
+        """The parameters all workers hold since the last round, (d,) float32; do not write.
+
+        It lives on the parameters' CUDA device where they share one, and else on the CPU.
+        """
         return self._state.anchor
 
     @property
@@ -193,7 +196,7 @@ class LocalSGD(torch.optim.Optimizer):
         self._run, equal = yield from agree(own, self._rank, self._N)
         if not equal:
             start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
-            self._restart(start)
+            self._restart(host.send(start, self._device))
 
     def step(self, closure: Closure | None = None) -> Any:
         """Takes one local step and, when H are done, one round; returns the closure's loss.
@@ -304,7 +307,10 @@ class LocalSGD(torch.optim.Optimizer):
         self._settings = self._as_settings()
         self.exchange.check(self.compressor, self.spans)
         self._run = 0
-        self._restart(flat.read(self._params))
+        self._device = flat.home(self._params)
+        # A device whose kernels cannot run is found now, not at the first round.
+        kernels.active(self._device)
+        self._restart(flat.read(self._params, device=self._device))
 
     def _as_settings(self) -> dict[str, Any]:
         return {
@@ -327,13 +333,14 @@ class LocalSGD(torch.optim.Optimizer):
     def _here(self) -> Here:
         round = self._state.round
         key = Key(self.seed, round, self._rank)
-        return Here(self._rank, self._N, round, key, self.compressor, self.spans, self._run)
+        seat = self._rank, self._N, round, key, self.compressor, self.spans, self._run
+        return Here(*seat, device=self._device)
 
     def sync_talk(self) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
         before, anchor = self.stats.totals(), self._state.anchor
         began, cleared, lr = self._cleared_at_drop()
-        params = flat.read(self._params)
+        params = flat.read(self._params, device=self._device)
         held = flat.as_held(anchor, self._params)
         if held is not anchor:
             # The parameters began as the anchor rounded to their dtype: that rounding is no
@@ -353,7 +360,7 @@ class LocalSGD(torch.optim.Optimizer):
     def _share_buffers(self) -> Generator[Ask, Answer, None]:
         if not self._buffers:
             return
-        own = flat.read(self._buffers)
+        own = flat.read(self._buffers, device=self._device)
         if self.buffers == "broadcast":
             shared = yield from broadcast(
                 own, self._run, self._state.round, BUFFER_PART, self._rank, self._N

@@ -39,7 +39,7 @@ class Codes:
         packed: the codes as the wire holds them, uint8.
         n: how many codes.
         width: bits of a code.
-        scales: (B, c) float32, c scales a block.
+        scales: (B, c) float32, c scales a block, on the host.
     """
 
     packed: Tensor
@@ -50,7 +50,7 @@ class Codes:
     @property
     def codes(self) -> Tensor:
         """The codes themselves, (n,) int32 in [0, 2**width)."""
-        return kernels.active().unpack(self.packed, self.n, self.width)
+        return kernels.active(self.packed.device).unpack(self.packed, self.n, self.width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +89,19 @@ class Payload:
         index: (n,) int64 ascending positions in the flat vector, or None for every entry.
         values: (n,) float32, or `Codes`.
         key: the key it was compressed under.
+
+    Index, values and codes live where the vector does; scales and the layout on the host.
     """
 
     layout: Layout
     index: Tensor | None
     values: Tensor | Codes
     key: Key
+
+    @property
+    def device(self) -> torch.device:
+        """Where its vector lives."""
+        return (self.values.packed if isinstance(self.values, Codes) else self.values).device
 
 
 class Compressor(Value, ABC):
@@ -193,16 +200,16 @@ class Compressor(Value, ABC):
         index = self.sparsifier.select(u, at, key)
         v = u
         if index is not None:
-            v = self.sparsifier.weigh(kernels.active().gather(u, index), at)
+            v = self.sparsifier.weigh(kernels.active(u.device).gather(u, index), at)
         return Payload(at, index, self.quantizer.encode(v, at, key), key)
 
     def decompress(self, payload: Payload) -> Tensor:
         """Returns C(u), dense.
 
         Returns:
-            (d,) float32, exactly what every receiver of the frame decodes.
+            (d,) float32, exactly what every receiver of the frame decodes, where the payload is.
         """
-        said = host.zeros(payload.layout.d)
+        said = host.zeros(payload.layout.d, payload.device)
         self.accumulate(said, payload)
         return said
 
@@ -214,7 +221,7 @@ class Compressor(Value, ABC):
             payload: what was said.
             weight: what it counts.
         """
-        said, table = payload.values, kernels.active()
+        said, table = payload.values, kernels.active(total.device)
         steps = self.quantizer.steps(said, payload.layout) if isinstance(said, Codes) else None
         if isinstance(said, Codes) and steps is not None:
             at = steps.blocks, steps.lows, steps.steps

@@ -145,7 +145,7 @@ class Quantizer(Compressor):
 def decoded(codes: Codes, steps: Steps) -> Tensor:
     """Returns float32(low + code step) for every code, (n,) float32."""
     at = steps.blocks, steps.lows, steps.steps
-    return kernels.active().decode(codes.packed, codes.width, *at)
+    return kernels.active(codes.packed.device).decode(codes.packed, codes.width, *at)
 
 
 @dataclass(frozen=True, repr=False)

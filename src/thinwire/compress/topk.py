@@ -58,4 +58,4 @@ class TopK(Sparsifier):
         return kept_of(length, self.k, self.density, width if self.small_dense else None)
 
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor:
-        return kernels.active().topk(u, at.groups, at.counts)
+        return kernels.active(u.device).topk(u, at.groups, at.counts)

@@ -7,8 +7,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.flat import Spans
 from thinwire.keys import Key
@@ -37,6 +39,7 @@ class Here:
         spans: the agreed tensors.
         run: the agreed fingerprint of the run.
         part: which conversation of the round this is.
+        device: where this worker's vectors live.
     """
 
     rank: int
@@ -47,6 +50,11 @@ class Here:
     spans: Spans
     run: int
     part: int = 0
+    device: torch.device = host.CPU
+
+    def zeros(self) -> Tensor:
+        """Returns (d,) float32 zeros where this worker's vectors live."""
+        return host.zeros(self.spans.d, self.device)
 
     def address(self, rank: int) -> Address:
         """Returns where a frame of that rank belongs."""

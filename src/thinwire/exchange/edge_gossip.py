@@ -96,7 +96,7 @@ class EdgeGossip(Exchange):
         others = [j for j in row if j != here.rank]
         takes = tuple(Take(j, bound) for j in others)
         met = Met(torch.zeros_like(x), {}, (x[:0], x[:0]))
-        broken = kernels.active().first_nonfinite(x, here.spans.starts)
+        broken = kernels.active(here.device).first_nonfinite(x, here.spans.starts)
         error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
         try:
             if broken >= 0:
@@ -117,9 +117,8 @@ class EdgeGossip(Exchange):
                 reader = here.reader(body, j)
                 if kind is Kind.REFUSAL:
                     raise refusal(reader, here)
-                said = C.decompress(
-                    unpack(reader, C, here.spans, here.key_of(j).of_part(here.rank))
-                )
+                key = here.key_of(j).of_part(here.rank)
+                said = C.decompress(unpack(reader, C, here.spans, key, here.device))
                 reader.end()
                 theirs = mem.get(f"theirs/{j}", mem["start"]) - said
                 met.replicas[f"theirs/{j}"] = theirs

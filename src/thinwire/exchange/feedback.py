@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from thinwire import host, kernels
+from thinwire import kernels
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Here, Memory
@@ -112,7 +112,7 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
         feedback: whether and how the residual is kept.
     """
     u = feedback.owed(delta, mem)
-    broken = kernels.active().first_nonfinite(u, here.spans.starts)
+    broken = kernels.active(here.device).first_nonfinite(u, here.spans.starts)
     if broken >= 0:
         return alarm(broken, here)
     C = here.compressor
@@ -121,7 +121,7 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
     if not bool(said.isfinite().all()):
         # Finite values whose rotation or rescaling is not.
         dense = C.decompress(payload)
-        return alarm(kernels.active().first_nonfinite(dense, here.spans.starts), here)
+        return alarm(kernels.active(here.device).first_nonfinite(dense, here.spans.starts), here)
     frame = here.seal(Kind.SAID, pack(payload, C))
     if isinstance(feedback, NoFeedback):
         return Saying(frame, None)
@@ -136,7 +136,7 @@ def alarm(tensor: int, here: Here) -> Saying:
 
 def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:
     """Returns the memory of a worker that owes nothing yet."""
-    return {"residual": host.zeros(here.spans.d)} if isinstance(feedback, Feedback) else {}
+    return {"residual": here.zeros()} if isinstance(feedback, Feedback) else {}
 
 
 def keep(mem: Memory, residual: Tensor | None) -> Memory:

@@ -49,7 +49,7 @@ class Gossip(Exchange):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "Gossip", differences=True)
-        return {"p": host.zeros(here.spans.d), "missed": host.ints([0])}
+        return {"p": here.zeros(), "missed": host.ints([0])}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p, plead = mem["p"], owes_repair(mem)

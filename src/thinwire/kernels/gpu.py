@@ -7,6 +7,12 @@ are coded on the host; they are the `cpu` table's.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
 from thinwire.kernels.cpu_index import decode_index, encode_index
 from thinwire.kernels.gpu_codes import largest_code, pack, unpack
 from thinwire.kernels.gpu_decode import accumulate, accumulate_codes, decode, fit
@@ -14,11 +20,13 @@ from thinwire.kernels.gpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.gpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.gpu_rotate import hadamard
 from thinwire.kernels.gpu_select import gather, randk, topk
+from thinwire.kernels.gpu_support import interpreted
 from thinwire.kernels.gpu_words import words
 
 __all__ = [
     "accumulate",
     "accumulate_codes",
+    "bound",
     "decode",
     "decode_index",
     "encode_index",
@@ -27,6 +35,7 @@ __all__ = [
     "fit",
     "gather",
     "hadamard",
+    "interpreted",
     "largest_code",
     "norms",
     "pack",
@@ -38,3 +47,9 @@ __all__ = [
     "unpack",
     "words",
 ]
+
+
+def bound(operation: str, device: torch.device) -> Callable[..., Any]:
+    """Returns an operation for vectors on that device, where it needs to be told which."""
+    call: Callable[..., Any] = globals()[operation]
+    return functools.partial(call, device=device) if call in (words, randk) else call

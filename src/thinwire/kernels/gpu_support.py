@@ -15,12 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
+# Triton infers the types inside a kernel; as annotations it suffers no names but its own.
+from triton.language import pointer_type as Pointer
+from triton.language import tensor as Number
+
 from thinwire import host
 from thinwire.kernels import reference
-
-# Kernels see machine numbers and addresses, whose types Triton infers and mypy cannot follow.
-Number = Any
-Pointer = Any
 
 BLOCK: tl.constexpr = tl.constexpr(reference.BLOCK)
 LANES: tl.constexpr = tl.constexpr(reference.LANES)
@@ -37,10 +37,14 @@ def kernel(function: _F) -> _F:
 
     A parameter that is a `Number` is not specialised: else each new key would compile again.
     """
-    plain = [
-        name for name, p in inspect.signature(function).parameters.items() if p.annotation == "Number"
-    ]
+    given = inspect.signature(function).parameters
+    plain = [name for name, p in given.items() if p.annotation == "Number"]
     return cast(_F, triton.jit(function, do_not_specialize=plain))
+
+
+def interpreted() -> bool:
+    """Returns whether kernels run in Triton's interpreter, on the host."""
+    return not isinstance(group_of, triton.JITFunction)
 
 
 def launch(function: Callable[..., Any], programs: int, *given: Any, **constants: Any) -> None:
@@ -80,7 +84,7 @@ def pieces(starts: torch.Tensor, size: int) -> torch.Tensor:
         [[0, 3, 8], [3, 8, 9], [0, 2, 2]]
     """
     multiples = torch.arange(0, int(starts[-1]), size, device=host.CPU)
-    edges = torch.cat([starts, multiples]).unique()
+    edges = torch.unique(torch.cat([starts, multiples]))
     groups = torch.searchsorted(starts, edges[:-1], right=True) - 1
     return torch.stack([edges[:-1], edges[1:], groups])
 

@@ -82,7 +82,7 @@ def as_tensor(data: memoryview | bytes) -> Tensor:
 
 def as_bytes(tensor: Tensor) -> bytes:
     """Returns a tensor's bytes, little-endian."""
-    return tensor.contiguous().numpy().tobytes()
+    return host.bring(tensor).contiguous().numpy().tobytes()
 
 
 def pack(payload: Payload, compressor: Compressor) -> bytes:
@@ -102,7 +102,8 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
     at, sections = payload.layout, []
     if compressor.sparsifier.says_index:
         assert payload.index is not None
-        index = kernels.active().encode_index(payload.index, at.domain_counts, at.domains)
+        index = host.bring(payload.index)
+        index = kernels.active().encode_index(index, at.domain_counts, at.domains)
         sections.append(as_bytes(index))
     if isinstance(payload.values, Codes):
         sections.append(as_bytes(payload.values.scales))
@@ -112,14 +113,19 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
     return b"".join(sections)
 
 
-def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Payload:
+def unpack(
+    reader: Reader, compressor: Compressor, spans: Spans, key: Key, device: torch.device = host.CPU
+) -> Payload:
     """Returns the payload whose body the reader stands before, and moves the reader past it.
+
+    All of it is checked on the host before any of it moves to the device.
 
     Args:
         reader: stands at the body's first byte.
         compressor: the operator that made it; both sides agreed on it.
         spans: the tensors.
         key: the speaker's key.
+        device: where the payload will be added up.
 
     Raises:
         FrameError: the bytes are no such body.
@@ -127,13 +133,15 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     at = compressor.layout(spans)
     sparsifier, quantizer = compressor.sparsifier, compressor.quantizer
     if sparsifier.says_index:
-        index: Tensor | None = reader.index(at.domain_counts, at.domains)
+        said = reader.index(at.domain_counts, at.domains)
+        index: Tensor | None = host.send(said, device)
     else:
-        index = sparsifier.select(host.empty(0), at, key)
+        index = sparsifier.select(host.empty(0, device=device), at, key)
     if quantizer.scales == 0:
-        return Payload(at, index, reader.floats(at.kept, "values"), key)
+        return Payload(at, index, host.send(reader.floats(at.kept, "values"), device), key)
     scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
     packed = reader.codes(at.n_codes, quantizer.width, quantizer.top, "codes")
+    packed = host.send(packed, device)
     return Payload(at, index, Codes(packed, at.n_codes, quantizer.width, scales), key)
 
 
@@ -146,12 +154,12 @@ def pack_sparse(index: Tensor, values: Tensor, d: int) -> bytes:
         d: entries of the vector.
     """
     counts, domain = host.ints([len(index)]), host.ints([0, d])
-    section = kernels.active().encode_index(index, counts, domain)
+    section = kernels.active().encode_index(host.bring(index), counts, domain)
     return len(index).to_bytes(6, "little") + as_bytes(section) + as_bytes(values)
 
 
-def unpack_sparse(reader: Reader, d: int) -> Tensor:
-    """Returns the vector that `pack_sparse` wrote, (d,) float32.
+def unpack_sparse(reader: Reader, d: int, device: torch.device = host.CPU) -> Tensor:
+    """Returns the vector that `pack_sparse` wrote, (d,) float32 on that device.
 
     Raises:
         FrameError: the bytes are no such body.
@@ -160,6 +168,6 @@ def unpack_sparse(reader: Reader, d: int) -> Tensor:
     if n > d or 4 * n > len(reader):
         reader.fail(f"{n} entries are announced; d is {d} and {len(reader)} bytes are left")
     index = reader.index(host.ints([n]), host.ints([0, d]))
-    vector = host.zeros(d)
-    vector[index] = reader.floats(n, "values")
+    vector = host.zeros(d, device)
+    vector[host.send(index, device)] = host.send(reader.floats(n, "values"), device)
     return vector
