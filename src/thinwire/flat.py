@@ -107,15 +107,13 @@ def starts_of(lengths: Tensor) -> Tensor:
 
 
 def home(tensors: Sequence[Tensor]) -> torch.device:
-    """Returns where a round over these tensors works: their CUDA device if all share one, or the CPU.
+    """Returns where a round over these tensors works: the CUDA device all share, or the CPU.
 
     Args:
         tensors: of any devices.
     """
-    devices = {tensor.device for tensor in tensors}
-    return (
-        devices.pop() if {d.type for d in devices} == {"cuda"} and len(devices) == 1 else host.CPU
-    )
+    first, *more = {tensor.device for tensor in tensors} or {host.CPU}
+    return first if first.type == "cuda" and not more else host.CPU
 
 
 def read(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 import triton
 import triton.language as tl
 
-# Triton infers the types inside a kernel; as annotations it suffers no names but its own.
-from triton.language import pointer_type as Pointer
-from triton.language import tensor as Number
-
 from thinwire import host
 from thinwire.kernels import reference
+
+# Triton infers the types inside a kernel; as annotations it suffers no names but its own.
+Number: TypeAlias = tl.tensor
+Pointer: TypeAlias = tl.pointer_type
 
 BLOCK: tl.constexpr = tl.constexpr(reference.BLOCK)
 LANES: tl.constexpr = tl.constexpr(reference.LANES)
