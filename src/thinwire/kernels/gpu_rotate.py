@@ -56,7 +56,8 @@ def _butterfly(x: Pointer, tiles: Pointer, count: Number, h: Number) -> None:
     start = tl.load(tiles + count + tile)
     P = tl.load(tiles + 2 * count + tile)
     i = local + tl.arange(0, TILE)
-    paired = (i < P) & (h < P) & (local // h % 2 == 0)
+    # A tile is the first half of its pairs, or the second, which has nothing to do, as a whole.
+    paired = i < tl.where((h < P) & (local // h % 2 == 0), P, 0)
     a = tl.load(x + start + i, mask=paired, other=0.0)
     b = tl.load(x + start + i + h, mask=paired, other=0.0)
     tl.store(x + start + i, a + b, mask=paired)
