@@ -226,14 +226,12 @@ def run(program: str) -> str:
     return done.stdout
 
 
-def test_neither_the_package_nor_a_round_on_the_cpu_imports_triton() -> None:
+def test_neither_the_package_nor_compressing_on_the_cpu_imports_triton() -> None:
+    # Making an optimizer would: torch itself looks for Triton then.
     program = """
 import sys, torch, thinwire as tw
-model = torch.nn.Linear(3, 1)
-inner = torch.optim.SGD(model.parameters(), lr=0.1)
-optimizer = tw.LocalSGD(model, inner, **tw.qsparse_local_sgd(H=1))
-model(torch.ones(1, 3)).sum().backward()
-optimizer.step()
+C = tw.TopK(k=2) >> tw.QSGD(bits=4)
+C.decompress(C.compress(torch.ones(9), tw.Key(0)))
 print(sorted(name for name in sys.modules if name.split(".")[0] == "triton"))
 """
     assert run(program) == "[]\n"
@@ -250,9 +248,9 @@ try:
 except ConfigError as error:
     print(error)
 """
-    sys_modules_says = run(program)
-    assert "pip install 'thinwire[gpu]'" in sys_modules_says
-    assert "cuda:0" in sys_modules_says
+    said = run(program)
+    assert "pip install 'thinwire[gpu]'" in said
+    assert "cuda:0" in said
 
 
 def test_the_gpu_table_refuses_vectors_of_the_host_but_under_the_interpreter() -> None:

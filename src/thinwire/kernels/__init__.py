@@ -80,7 +80,7 @@ def _on_device(device: torch.device) -> dict[str, Callable[..., Any]]:
     try:
         gpu = importlib.import_module(f"{__name__}.gpu")
     except ModuleNotFoundError as error:
-        if error.name != "triton":
+        if (error.name or "").split(".")[0] != "triton":
             raise
         raise ConfigError(
             f"vectors on {device} need Triton, which is not installed: pip install "

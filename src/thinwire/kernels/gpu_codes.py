@@ -48,6 +48,8 @@ def _code(
         a = tl.load(scales + g)
         b = tl.load(scales + groups + g)
         most = top.to(tl.float32)
+        # Compiled, a floor takes what is subnormal for 0. Nothing is: r is a whole number of 2**-17
+        # above 0, so a sum with it that is not 0 is at least 2**-42.
         if KIND == SIGNED:
             q = tl.floor(x * a * b + r)
             q = tl.minimum(tl.maximum(q, -most), most)
