@@ -125,7 +125,7 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
     frame = here.seal(Kind.SAID, pack(payload, C))
     if isinstance(feedback, NoFeedback):
         return Saying(frame, None)
-    kernels.active().accumulate(u, payload.index, said, -1.0)
+    kernels.active(u.device).accumulate(u, payload.index, said, -1.0)
     return Saying(frame, residual=u)
 
 

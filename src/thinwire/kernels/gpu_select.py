@@ -124,7 +124,7 @@ def _select(
         # at_least[:, j] counts the keys whose digit is 255 - j or more.
         at_least = found.flip(1).cumsum(1, dtype=torch.int64)
         j = (at_least < left[:, None]).sum(1)
-        above = torch.where(j > 0, at_least.gather(1, (j - 1).clamp(min=0)[:, None])[:, 0], 0)
+        above = at_least.gather(1, (j - 1).clamp(min=0)[:, None])[:, 0] * (j > 0)
         left, threshold = left - above, threshold | (255 - j) << shift
     kept = torch.empty(2, count, dtype=torch.int64, device=device)
     launch(_count_kept, count, v, sent, count, threshold, kept, *keys, RANDOM=random)
