@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import CASES, KEY, same, some_counts, vector
+from kernel_cases import KEY, NAMED, same, some_counts, vector
 
 from thinwire import host, kernels
 from thinwire.errors import ConfigError
@@ -42,10 +42,10 @@ QUICK = [
     ]
 ]
 SLOW = [
-    pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
-    for case in CASES
-    if "5000" in str(case.id) and "64" not in str(case.id) and case.values[0].numel()
-][::3]
+    pytest.param(v, starts, id=name, marks=pytest.mark.slow)
+    for name, v, starts in NAMED
+    if len(v) > 7 and len(starts) < 30
+][::5]
 cases = pytest.mark.parametrize(("v", "starts"), QUICK + SLOW)
 
 

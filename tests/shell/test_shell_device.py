@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import thinwire as tw
+from thinwire import kernels
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -102,6 +103,22 @@ def test_every_preset_ends_in_the_bits_of_the_host(name: str) -> None:
         train(far, params, 2)
         on_device = ends(far)
     near, params = workers(4, False, settings)
+    train(near, params, 2)
+    for a, b in zip(on_device, ends(near), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("table", ["reference", "cpu"])
+def test_another_table_may_be_forced_on_a_device(table: str) -> None:
+    settings = SETTINGS["topk_qsgd_gather"]
+    with impostor() as left:
+        with kernels.use(table):
+            far, params = workers(2, True, settings)
+            train(far, params, 2)
+        on_device = ends(far)
+        # By way of the host, vectors and all.
+        assert left.count((D,)) > 2 * 2
+    near, params = workers(2, False, settings)
     train(near, params, 2)
     for a, b in zip(on_device, ends(near), strict=True):
         assert torch.equal(a, b)
