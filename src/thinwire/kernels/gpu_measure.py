@@ -69,8 +69,10 @@ def _lanes(v: Pointer, cut: Pointer, count: Number, out: Pointer, SQUARED: tl.co
 def _add_lanes(lanes: Pointer, count: Number, out: Pointer) -> None:
     piece = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE], tl.float64)
-    for j in range(LANES):
-        total += tl.load(lanes + j * count + piece, mask=piece < count, other=0.0)
+    at = lanes + piece
+    for _ in range(LANES):
+        total += tl.load(at, mask=piece < count, other=0.0)
+        at += count
     tl.store(out + piece, total, mask=piece < count)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton.language as tl
 
@@ -101,7 +99,7 @@ def hadamard(
     checks.check_rotation(starts, out_starts, v.numel(), inverse)
     tiles, keys = _tiles(starts, out_starts), halves(key)
     count, longest = tiles.shape[1], int(out_starts.diff().max()) if out_starts.numel() > 1 else 0
-    factors = host.floats([1.0 / math.sqrt(P) for P in tiles[2].tolist()])
+    factors = (1.0 / tiles[2].double().sqrt()).float()
     given = host.send(tiles, v.device), count
     x = host.empty(int(out_starts[-1]), torch.float32, v.device)
     scales = host.send(factors, v.device)
