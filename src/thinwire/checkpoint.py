@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.errors import ConfigError
 from thinwire.round import RoundState
 
@@ -61,10 +62,11 @@ def load(saved: dict[str, Any], own: dict[str, Any], same: tuple[str, ...]) -> R
     for name in ("mem", "outer"):
         _check_tensors(name, saved[name], own[name])
     _check_tensors("anchor", {"anchor": saved["anchor"]}, {"anchor": own["anchor"]})
+    device = own["anchor"].device
     return RoundState(
-        anchor=saved["anchor"].clone(),
-        mem={name: tensor.clone() for name, tensor in saved["mem"].items()},
-        outer={name: tensor.clone() for name, tensor in saved["outer"].items()},
+        anchor=saved["anchor"].to(device, copy=True),
+        mem={name: _at_home(tensor, device) for name, tensor in saved["mem"].items()},
+        outer={name: _at_home(tensor, device) for name, tensor in saved["outer"].items()},
         round=saved["round"],
     )
 
@@ -103,6 +105,12 @@ def _check_tensors(part: str, saved: Any, own: dict[str, Tensor]) -> None:
             raise ConfigError(
                 f"this state's {part} {name!r} has another shape or dtype, or is not finite"
             )
+
+
+def _at_home(tensor: Tensor, device: torch.device) -> Tensor:
+    # Vectors of floats live with the parameters; numbers and flags on the host.
+    vector = tensor.dim() == 1 and tensor.is_floating_point()
+    return tensor.to(device if vector else host.CPU, copy=True)
 
 
 def _is_gained(name: str) -> bool:

@@ -106,18 +106,31 @@ def starts_of(lengths: Tensor) -> Tensor:
     return starts
 
 
-def read(tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """Returns the tensors laid end to end as one float32 vector on the CPU.
+def home(tensors: Sequence[Tensor]) -> torch.device:
+    """Returns where a round over these tensors works: the CUDA device all share, or the CPU.
+
+    Args:
+        tensors: of any devices.
+    """
+    first, *more = {tensor.device for tensor in tensors} or {host.CPU}
+    return first if first.type == "cuda" and not more else host.CPU
+
+
+def read(
+    tensors: Sequence[Tensor], out: Tensor | None = None, device: torch.device = host.CPU
+) -> Tensor:
+    """Returns the tensors laid end to end as one float32 vector on one device.
 
     Args:
         tensors: any shapes, floating dtypes, devices and strides.
-        out: (d,) float32 to write into, or None for a new one.
+        out: (d,) float32 to write into, or None for a new one on `device`.
+        device: where the vector is made.
 
     Returns:
         (d,) float32.
     """
     d = sum(t.numel() for t in tensors)
-    vector = host.empty(d) if out is None else out
+    vector = host.empty(d, device=device) if out is None else out
     at = 0
     with torch.no_grad():
         for tensor in tensors:

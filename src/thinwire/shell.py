@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from thinwire import checkpoint, flat, kernels, parameters
+from thinwire import checkpoint, flat, host, kernels, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
 from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
@@ -194,7 +194,10 @@ class LocalSGD(torch.optim.Optimizer):
 
     @property
     def anchor(self) -> Tensor:
-        """The parameters all workers hold since the last round, (d,) float32; do not write."""
+        """The parameters all workers hold since the last round, (d,) float32; do not write.
+
+        It lives on the parameters' CUDA device where they share one, and else on the CPU.
+        """
         return self._state.anchor
 
     @property
@@ -223,7 +226,7 @@ class LocalSGD(torch.optim.Optimizer):
         self._run, equal = yield from agree(own, self._rank, self._N)
         if not equal:
             start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
-            self._restart(start)
+            self._restart(host.send(start, self._device))
         if self._rank == 0:
             for note in self.notes:
                 LOG.info(note)
@@ -368,7 +371,10 @@ class LocalSGD(torch.optim.Optimizer):
         self._settings = self._as_settings()
         self.exchange.check(self.compressor, self.spans)
         self._run = 0
-        self._restart(flat.read(self._params))
+        self._device = flat.home(self._params) if self.exchange.on_device else host.CPU
+        # A device whose kernels cannot run is found now, not at the first round.
+        kernels.active(self._device)
+        self._restart(flat.read(self._params, device=self._device))
 
     def _as_settings(self) -> dict[str, Any]:
         return {
@@ -391,8 +397,8 @@ class LocalSGD(torch.optim.Optimizer):
     def _here(self) -> Here:
         round = self._state.round
         key = Key(self.seed, round, self._rank)
-        C, spans = self.compressor, self.spans
-        return Here(self._rank, self._N, round, key, C, spans, self._run, H=self.H)
+        seat = self._rank, self._N, round, key, self.compressor, self.spans, self._run
+        return Here(*seat, H=self.H, device=self._device)
 
     def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
@@ -429,7 +435,7 @@ class LocalSGD(torch.optim.Optimizer):
 
     def _dense_round(self, began: RoundState, called: bool) -> Generator[Ask, Answer, RoundState]:
         anchor = began.anchor
-        params = flat.read(self._params)
+        params = flat.read(self._params, device=self._device)
         held = flat.as_held(anchor, self._params)
         if held is not anchor:
             # The parameters began as the anchor rounded to their dtype: that rounding is no
@@ -441,11 +447,11 @@ class LocalSGD(torch.optim.Optimizer):
 
     @property
     def _lean(self) -> bool:
-        fast = kernels.active().name == "cpu"
+        fast = kernels.active(self._device).name == "cpu"
         return fast and fits(self.compressor, self.exchange, self.outer, self._params)
 
     def _shared_buffers(self) -> Generator[Ask, Answer, Tensor]:
-        own = flat.read(self._buffers)
+        own = flat.read(self._buffers, device=self._device)
         if not self._buffers:
             return own
         if self.buffers == "broadcast":

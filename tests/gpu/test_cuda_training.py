@@ -75,5 +75,6 @@ def test_what_is_said_does_not_depend_on_where_the_model_lives() -> None:
         for p in model.parameters():
             p.grad = torch.linspace(-1, 1, p.numel(), device=p.device).view_as(p)
         optimizer.step()
-        ends.append((optimizer.anchor, optimizer.residual))
+        assert optimizer.anchor.device == model.weight.device
+        ends.append((optimizer.anchor.cpu(), optimizer.residual.cpu()))
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)

@@ -187,7 +187,8 @@ def test_quantize_levels_is_unbiased() -> None:
 
 
 def test_quantize_never_moves_a_code_further_than_one(table: Kernels) -> None:
-    for _, v, starts in NAMED:
+    # The interpreter is slow: a few of them there.
+    for _, v, starts in NAMED[:: 15 if table.name == "gpu" else 1]:
         norm = table.norms(v, starts, "max")
         each = norm.repeat_interleave(starts.diff()).double()
         exact = torch.where(each > 0, v.double().abs() / each * 15, 0)

@@ -157,9 +157,9 @@ class Compressor(Value, ABC):
         """Returns C(u), dense.
 
         Returns:
-            (d,) float32, exactly what every receiver of the frame decodes.
+            (d,) float32, exactly what every receiver of the frame decodes, where the payload is.
         """
-        said = host.zeros(payload.layout.d)
+        said = host.zeros(payload.layout.d, payload.device)
         self.accumulate(said, payload)
         return said
 
@@ -171,7 +171,7 @@ class Compressor(Value, ABC):
             payload: what was said.
             weight: what it counts.
         """
-        said, table = payload.values, kernels.active()
+        said, table = payload.values, kernels.active(total.device)
         steps = self.quantizer.steps(said, payload.layout) if isinstance(said, Codes) else None
         if isinstance(said, Codes) and steps is not None:
             at = steps.blocks, steps.lows, steps.steps

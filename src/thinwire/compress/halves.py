@@ -55,7 +55,7 @@ class Sparsifier(Compressor):
 
     def take(self, u: Tensor | Owed, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
         """Returns the kept positions and u there, (n,) float32."""
-        table = kernels.active()
+        table = kernels.active(u.anchor.device if isinstance(u, Owed) else u.device)
         vector = table.owe(u) if isinstance(u, Owed) else u
         index = self.select(vector, at, key)
         return index, vector if index is None else table.gather(vector, index)
@@ -158,7 +158,7 @@ class Quantizer(Compressor):
 def decoded(codes: Codes, steps: Steps) -> Tensor:
     """Returns float32(low + code step) for every code, (n,) float32."""
     at = steps.blocks, steps.lows, steps.steps
-    return kernels.active().decode(codes.packed, codes.width, *at)
+    return kernels.active(codes.packed.device).decode(codes.packed, codes.width, *at)
 
 
 @dataclass(frozen=True, repr=False)

@@ -94,7 +94,7 @@ def encode_levels(
         beta: (B,) float32, the variance bound of each block.
         key: names the rounding.
     """
-    table, width = kernels.active(), levels.bit_length()
+    table, width = kernels.active(v.device), levels.bit_length()
     lo, hi = table.extrema(v, blocks)
     # In float64, since hi - lo can exceed float32 where neither end does.
     step = ((hi.double() - lo.double()) / levels).clamp(max=torch.finfo(torch.float32).max).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from thinwire import kernels
@@ -19,7 +20,7 @@ class Codes:
         packed: the codes as the wire holds them, uint8.
         n: how many codes.
         width: bits of a code.
-        scales: (B, c) float32, c scales a block.
+        scales: (B, c) float32, c scales a block, on the host.
     """
 
     packed: Tensor
@@ -30,7 +31,7 @@ class Codes:
     @property
     def codes(self) -> Tensor:
         """The codes themselves, (n,) int32 in [0, 2**width)."""
-        return kernels.active().unpack(self.packed, self.n, self.width)
+        return kernels.active(self.packed.device).unpack(self.packed, self.n, self.width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +70,19 @@ class Payload:
         index: (n,) int64 ascending positions in the flat vector, or None for every entry.
         values: (n,) float32, or `Codes`.
         key: the key it was compressed under.
+
+    Index, values and codes live where the vector does; scales and the layout on the host.
     """
 
     layout: Layout
     index: Tensor | None
     values: Tensor | Codes
     key: Key
+
+    @property
+    def device(self) -> torch.device:
+        """Where its vector lives."""
+        return (self.values.packed if isinstance(self.values, Codes) else self.values).device
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,7 @@ class QSGD(Quantizer):
         return self.scaled(self.scale, self.beta(n))
 
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
-        table = kernels.active()
+        table = kernels.active(v.device)
         norms = table.norms(v, at.blocks, self.norm)
         packed = table.quantize(v, at.blocks, norms, self.s, key.draw(ROUNDING).words)
         units = norms / self.s

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.compress.base import SELECTION
 from thinwire.compress.halves import Quantizer, Sparsifier
 from thinwire.compress.kept import check_kept, kept_of
@@ -64,7 +63,7 @@ class RandK(Sparsifier):
 
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor:
         words = key.shared().draw(SELECTION).words
-        return kernels.active().randk(at.groups, at.counts, words)
+        return kernels.active(u.device).randk(at.groups, at.counts, words)
 
     def shrinks_group(self, kept: int, length: int, quantizer: Quantizer) -> float:
         if not self.rescale:
@@ -78,5 +77,5 @@ class RandK(Sparsifier):
     def weigh(self, v: Tensor, at: Layout) -> Tensor:
         if not self.rescale:
             return v
-        factors = at.groups.diff().double() / at.counts.clamp(min=1).double()
-        return v * torch.repeat_interleave(factors.float(), at.counts)
+        factors = (at.groups.diff().double() / at.counts.clamp(min=1).double()).float()
+        return v * host.send(factors, v.device).repeat_interleave(host.send(at.counts, v.device))

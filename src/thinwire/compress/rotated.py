@@ -80,7 +80,7 @@ class Rotated(Quantizer):
         return 1 << (n - 1).bit_length() if n else 0
 
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
-        rotated = kernels.active().hadamard(v, at.blocks, at.codes, self._signs(key), False)
+        rotated = kernels.active(v.device).hadamard(v, at.blocks, at.codes, self._signs(key), False)
         return encode_levels(
             rotated, at.codes, self.levels, self.scale, at.per_block(self.beta), key
         )
@@ -88,7 +88,8 @@ class Rotated(Quantizer):
     def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
         assert isinstance(values, Codes)
         rotated = decoded(values, steps_of(values.scales, at.codes))
-        return kernels.active().hadamard(rotated, at.blocks, at.codes, self._signs(key), True)
+        table = kernels.active(rotated.device)
+        return table.hadamard(rotated, at.blocks, at.codes, self._signs(key), True)
 
     def _signs(self, key: Key) -> tuple[int, int]:
         return key.shared().draw(ROTATION).words

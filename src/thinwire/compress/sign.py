@@ -51,7 +51,7 @@ class Sign(Quantizer):
         return 1 / n
 
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
-        table = kernels.active()
+        table = kernels.active(v.device)
         sums = table.norms(v, at.blocks, "l1")
         units = sums / at.blocks.diff().clamp(min=1)
         return Codes(table.signs(v), at.kept, self.width, units.unsqueeze(1))

@@ -61,9 +61,9 @@ class TopK(Sparsifier):
         return kept_of(length, self.k, self.density, width if self.small_dense else None)
 
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor:
-        return kernels.active().topk(u, at.groups, at.counts)
+        return kernels.active(u.device).topk(u, at.groups, at.counts)
 
     def take(self, u: Tensor | Owed, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
         if isinstance(u, Owed):
-            return kernels.active().pick(u, at.groups, at.counts)
+            return kernels.active(u.anchor.device).pick(u, at.groups, at.counts)
         return super().take(u, at, key)

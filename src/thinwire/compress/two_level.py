@@ -59,11 +59,13 @@ class TwoLevel(Quantizer):
         return 1 / max(1, n - 1)
 
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
-        packed, magnitudes = kernels.active().two_levels(v, at.blocks)
+        packed, magnitudes = kernels.active(v.device).two_levels(v, at.blocks)
         return Codes(packed, at.kept, self.width, magnitudes)
 
     def decode(self, values: Tensor | Codes, at: Layout, key: Key) -> Tensor:
         assert isinstance(values, Codes)
         # Adding 0 turns -0 into +0.
         books = torch.cat([-values.scales, values.scales], 1) + 0.0
-        return kernels.active().look_up(values.packed, self.width, at.blocks, books)
+        return kernels.active(values.packed.device).look_up(
+            values.packed, self.width, at.blocks, books
+        )

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from thinwire import host
 from thinwire.errors import ConfigError, FrameError
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import Reader, as_bytes
@@ -35,7 +36,7 @@ def hello(
         "thinwire": version,
         "settings": settings,
         "tensors": tensors,
-        "start": hashlib.sha256(start.numpy().data).hexdigest(),
+        "start": hashlib.sha256(host.bring(start).numpy().data).hexdigest(),
     }
 
 

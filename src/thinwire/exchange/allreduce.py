@@ -11,7 +11,7 @@ from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
-from thinwire.exchange.hear import ALL_RANKS, from_all, to_all
+from thinwire.exchange.hear import ALL_RANKS, from_all, over, to_all
 from thinwire.flat import Spans
 from thinwire.transport.base import Reduce, turn
 from thinwire.wire.frame import HEADER, Kind, unseal
@@ -43,14 +43,14 @@ class AllReduce(Exchange):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         total = yield Reduce(delta)
         assert isinstance(total, Tensor)
-        if kernels.active().first_nonfinite(total, here.spans.starts) >= 0:
+        if kernels.active(here.device).first_nonfinite(total, here.spans.starts) >= 0:
             # All ranks see it in the sum, so all come here and tell each other whose it is.
-            own = kernels.active().first_nonfinite(delta, here.spans.starts)
+            own = kernels.active(here.device).first_nonfinite(delta, here.spans.starts)
             body = (own if own >= 0 else FINE).to_bytes(ALARM_BODY, "little")
             alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
             frames = yield from turn(to_all(alarm, here.N, bound), from_all(here.N, bound))
             raise NonFiniteError(self._found(frames, total, here), here.round)
-        return total / here.N, mem
+        return over(total, here.N), mem
 
     def _found(self, frames: list[bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
         found = []
@@ -61,5 +61,5 @@ class AllReduce(Exchange):
             reader.end()
             if tensor != FINE:
                 found.append((rank, tensor_name(here, tensor)))
-        overflow = kernels.active().first_nonfinite(total, here.spans.starts)
+        overflow = kernels.active(here.device).first_nonfinite(total, here.spans.starts)
         return found or [(ALL_RANKS, tensor_name(here, overflow))]

@@ -67,6 +67,7 @@ class Asynchronous(Exchange):
     """
 
     replicates: ClassVar[bool] = False
+    on_device: ClassVar[bool] = False
     pace: ClassVar[Literal["common", "own", "free"]] = "own"
     hands_anchor: ClassVar[bool] = True
     feedback: Feedback | NoFeedback = field(default_factory=Feedback)

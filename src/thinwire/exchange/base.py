@@ -7,8 +7,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.flat import Spans
 from thinwire.keys import Key
@@ -40,6 +42,7 @@ class Here:
         part: which conversation of the round this is.
         H: the agreed local steps of a round.
         called: whether all ranks were called together, whatever their local steps.
+        device: where this worker's vectors live.
     """
 
     rank: int
@@ -52,6 +55,11 @@ class Here:
     part: int = 0
     H: HSchedule = 1
     called: bool = False
+    device: torch.device = host.CPU
+
+    def zeros(self) -> Tensor:
+        """Returns (d,) float32 zeros where this worker's vectors live."""
+        return host.zeros(self.spans.d, self.device)
 
     def address(self, rank: int) -> Address:
         """Returns where a frame of that rank belongs."""
@@ -75,6 +83,7 @@ class Exchange(Value, ABC):
 
     Attributes:
         replicates: whether all workers hold the same anchor after every round, to the last bit.
+        on_device: whether its vectors may live on a CUDA device; else they live on the host.
         pace: when a rank speaks: "common", all in the same step; "own", each at gaps of its own
             that the others can compute; "free", whenever it likes.
         hands_anchor: whether what a round returns is the new anchor itself, since the outer step
@@ -82,6 +91,7 @@ class Exchange(Value, ABC):
     """
 
     replicates: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
     pace: ClassVar[Literal["common", "own", "free"]] = "common"
     hands_anchor: ClassVar[bool] = False
 

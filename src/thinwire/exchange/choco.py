@@ -89,8 +89,8 @@ class Choco(Stepping):
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "Choco", differences=True)
         return {
-            "p": host.zeros(here.spans.d),
-            "r": host.zeros(here.spans.d),
+            "p": here.zeros(),
+            "r": here.zeros(),
             "missed": host.ints([0]),
         }
 

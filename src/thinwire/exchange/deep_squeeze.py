@@ -39,7 +39,7 @@ class DeepSqueeze(Stepping):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "DeepSqueeze", differences=False)
-        return {"residual": host.zeros(here.spans.d)}
+        return {"residual": here.zeros()}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         v = anchor - delta + mem["residual"]

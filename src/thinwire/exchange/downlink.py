@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Here
 from thinwire.exchange.hear import check_finite, mean
@@ -86,13 +87,13 @@ def decode_reply(kind: Kind, reader: Reader, downlink: Compressor | None, here: 
     if (form == Form.COMPRESSED) != (downlink is not None) or form not in tuple(Form):
         reader.fail(f"reply form {form} does not fit downlink={downlink!r}")
     if downlink is not None:
-        payload = unpack(reader, downlink, here.spans, master_key(here))
+        payload = unpack(reader, downlink, here.spans, master_key(here), here.device)
         direction = downlink.decompress(payload)
         check_finite(direction, here)
     elif form == Form.DENSE:
-        direction = reader.floats(here.spans.d, "mean")
+        direction = host.send(reader.floats(here.spans.d, "mean"), here.device)
     elif form == Form.UNION:
-        direction = unpack_sparse(reader, here.spans.d)
+        direction = unpack_sparse(reader, here.spans.d, here.device)
     else:
         direction = mean([reader] * here.N, here)
     reader.end()

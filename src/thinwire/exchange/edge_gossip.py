@@ -90,7 +90,7 @@ class EdgeGossip(Stepping):
         others = [j for j in row if j != here.rank]
         takes = tuple(Take(j, bound) for j in others)
         met = Met(torch.zeros_like(x), {}, (x[:0], x[:0]))
-        broken = kernels.active().first_nonfinite(x, here.spans.starts)
+        broken = kernels.active(here.device).first_nonfinite(x, here.spans.starts)
         if broken >= 0:
             error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
             frame = here.seal(Kind.REFUSAL, encode_refusal(error))
@@ -110,7 +110,8 @@ class EdgeGossip(Stepping):
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
                 raise refusal(reader, here)
-            said = C.decompress(unpack(reader, C, here.spans, here.key_of(j).of_part(here.rank)))
+            key = here.key_of(j).of_part(here.rank)
+            said = C.decompress(unpack(reader, C, here.spans, key, here.device))
             reader.end()
             theirs = mem.get(f"theirs/{j}", mem["start"]) - said
             met.replicas[f"theirs/{j}"] = theirs

@@ -133,8 +133,8 @@ def say_owed(u: Tensor | Owed, here: Here) -> Saying:
     C = here.compressor
     broken = -1
     if not C.sparsifier.sees_nonfinite:
-        u = kernels.active().owe(u) if isinstance(u, Owed) else u
-        broken = kernels.active().first_nonfinite(u, here.spans.starts)
+        u = kernels.active(here.device).owe(u) if isinstance(u, Owed) else u
+        broken = kernels.active(here.device).first_nonfinite(u, here.spans.starts)
     kept = C.keep(u, here.key, here.spans) if broken < 0 else None
     payload = None
     if kept is not None:
@@ -158,8 +158,8 @@ def first_broken(index: Tensor | None, values: Tensor, here: Here) -> int:
     """
     starts = here.spans.starts
     if index is not None:
-        starts = torch.searchsorted(index, starts)
-    return kernels.active().first_nonfinite(values, starts)
+        starts = host.bring(torch.searchsorted(index, host.send(starts, index.device)))
+    return kernels.active(values.device).first_nonfinite(values, starts)
 
 
 def alarm(tensor: int, here: Here) -> Saying:
@@ -169,7 +169,7 @@ def alarm(tensor: int, here: Here) -> Saying:
 
 def first_residual(feedback: Feedback | NoFeedback, here: Here) -> Memory:
     """Returns the memory of a worker that owes nothing yet."""
-    return {"residual": host.zeros(here.spans.d)} if isinstance(feedback, Feedback) else {}
+    return {"residual": here.zeros()} if isinstance(feedback, Feedback) else {}
 
 
 def keep(mem: Memory, residual: Tensor | None) -> Memory:

@@ -56,8 +56,8 @@ class Gossip(Mixing):
 
     def init(self, here: Here) -> Memory:
         check_graph(self.topology, here.N, "Gossip", differences=True)
-        mem = {"p": host.zeros(here.spans.d), "missed": host.ints([0])}
-        return {**mem, "s": host.zeros(here.spans.d)} if self.correction else mem
+        mem = {"p": here.zeros(), "missed": host.ints([0])}
+        return {**mem, "s": here.zeros()} if self.correction else mem
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p, plead = mem["p"], owes_repair(mem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from thinwire import host, kernels
+from thinwire import kernels
 from thinwire.errors import NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
@@ -58,18 +58,24 @@ def mean(readers: list[Reader], here: Here) -> Tensor:
     Raises:
         NonFiniteError: finite messages sum to an infinity.
     """
-    C, total = here.compressor, host.zeros(here.spans.d)
+    C, total = here.compressor, here.zeros()
     for rank, reader in enumerate(readers):
-        C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank)))
-    total /= here.N
+        C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank), here.device))
+    total = over(total, here.N)
     total += 0.0  # A quotient that underflows to -0 becomes +0, as a sparse reply says it.
     check_finite(total, here)
     return total
 
 
+def over(v: Tensor, N: int) -> Tensor:
+    """Returns v / N, rounded once wherever v lives."""
+    # By a plain number, CUDA multiplies with 1 / N, and rounds twice.
+    return v / v.new_full((), N)
+
+
 def check_finite(total: Tensor, here: Here) -> None:
     """Raises a NonFiniteError where finite messages make a sum that is not finite."""
-    broken = kernels.active().first_nonfinite(total, here.spans.starts)
+    broken = kernels.active(here.device).first_nonfinite(total, here.spans.starts)
     if broken >= 0:
         raise NonFiniteError([(ALL_RANKS, tensor_name(here, broken))], here.round)
 

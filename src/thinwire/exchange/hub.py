@@ -66,6 +66,7 @@ class Hub(Exchange):
     """
 
     replicates: ClassVar[bool] = False
+    on_device: ClassVar[bool] = False
     pace: ClassVar[Literal["common", "own", "free"]] = "free"
     hands_anchor: ClassVar[bool] = True
     feedback: Feedback | NoFeedback = field(default_factory=Feedback)

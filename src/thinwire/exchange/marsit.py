@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from thinwire import host, kernels
+from thinwire import kernels
 from thinwire.compress import Compressor, Identity, Sign
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
@@ -55,7 +55,7 @@ class Marsit(Exchange):
             raise ConfigError(f"Marsit sends signs: write compressor=Sign(), not {compressor!r}")
 
     def init(self, here: Here) -> Memory:
-        return {"residual": host.zeros(here.spans.d)}
+        return {"residual": here.zeros()}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         u = delta + mem["residual"]
@@ -74,9 +74,9 @@ class Marsit(Exchange):
         return direction, {"residual": u - direction}
 
     def _sample(self, u: Tensor, here: Here, trouble: Trouble) -> Generator[Ask, Answer, Tensor]:
-        N, r, table = here.N, here.rank, kernels.active()
+        N, r, table = here.N, here.rank, kernels.active(u.device)
         right, left = (r + 1) % N, (r - 1) % N
-        bits = torch.zeros(len(u), dtype=torch.int32, device=host.CPU)
+        bits = torch.zeros(len(u), dtype=torch.int32, device=u.device)
         for hop in range(N):
             for piece in cut(here, (r - hop) % N, 1 << 23):
                 own = u[piece.low : piece.high]

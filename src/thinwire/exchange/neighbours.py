@@ -77,7 +77,7 @@ def mix(
 
 def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], here: Here) -> Heard:
     C = here.compressor
-    mixed, missed, pleas = host.zeros(here.spans.d), False, []
+    mixed, missed, pleas = here.zeros(), False, []
     for j, weight in row.items():
         payload = own
         if j != here.rank:
@@ -88,13 +88,15 @@ def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], he
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
                 raise refusal(reader, here)
-            payload = unpack(reader, C, here.spans, here.key_of(j)) if kind in SPOKEN else None
+            payload = None
+            if kind in SPOKEN:
+                payload = unpack(reader, C, here.spans, here.key_of(j), here.device)
             reader.end()
             if kind is Kind.PLEA:
                 pleas.append(j)
         if payload is not None:
             C.accumulate(mixed, payload, weight)
-    said = host.zeros(here.spans.d) if own is None else C.decompress(own)
+    said = here.zeros() if own is None else C.decompress(own)
     return Heard(said, mixed, missed, tuple(pleas))
 
 
@@ -131,13 +133,13 @@ def repair(
     frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
     if not plead or not all(frames):
         return None
-    told, total = dict(zip(speakers, frames, strict=True)), host.zeros(here.spans.d)
+    told, total = dict(zip(speakers, frames, strict=True)), here.zeros()
     for j, weight in row.items():
         vector = replica
         if j != here.rank:
             _, body = unseal(told[j], here.address(j), Kind.VECTOR)
             reader = here.reader(body, j)
-            vector = reader.floats(here.spans.d, "replica")
+            vector = host.send(reader.floats(here.spans.d, "replica"), here.device)
             reader.end()
         total += vector * weight
     return total
@@ -156,7 +158,7 @@ def owes_repair(mem: Memory) -> bool:
 def _own_message(
     v: Tensor, here: Here, silent: bool, plead: bool, beside: Tensor
 ) -> tuple[Payload | None, bytes, NonFiniteError | None]:
-    look, starts = kernels.active().first_nonfinite, here.spans.starts
+    look, starts = kernels.active(here.device).first_nonfinite, here.spans.starts
     broken = max(look(one, starts) for one in (v, beside))
     if broken >= 0:
         error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)

@@ -100,17 +100,18 @@ class Trouble:
         here = piece.here
 
         def decode(reader: Reader) -> Tensor:
-            payload = unpack(reader, here.compressor, here.spans, piece.key_of(speaker))
+            key = piece.key_of(speaker)
+            payload = unpack(reader, here.compressor, here.spans, key, here.device)
             return here.compressor.decompress(payload)
 
         said = self._read(frame, piece, speaker, decode)
-        return host.zeros(piece.high - piece.low) if said is None else said
+        return here.zeros() if said is None else said
 
     def hear_bits(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
         """Returns the bits a frame of this piece says, (n,) int32; the same otherwise."""
-        n = piece.high - piece.low
-        bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n))
-        return torch.zeros(n, dtype=torch.int32, device=host.CPU) if bits is None else bits
+        n, device = piece.high - piece.low, piece.here.device
+        bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n, device))
+        return torch.zeros(n, dtype=torch.int32, device=device) if bits is None else bits
 
     def speak(self, z: Tensor, piece: Piece) -> tuple[bytes, Tensor]:
         """Returns the frame that says C(z), and v = C(z) as its hearers decode it.
@@ -136,7 +137,7 @@ class Trouble:
         """Returns the frame that says these bits, (n,) int32, or the trouble."""
         if self.error is not None:
             return piece.here.seal(Kind.REFUSAL, encode_refusal(self.error))
-        return piece.here.seal(Kind.SAID, as_bytes(kernels.active().pack(bits, 1)))
+        return piece.here.seal(Kind.SAID, as_bytes(kernels.active(bits.device).pack(bits, 1)))
 
     def end(self) -> None:
         """Raises what went wrong anywhere, if anything did."""
@@ -164,10 +165,11 @@ class Trouble:
         return None
 
     def _note(self, z: Tensor, here: Here, rank: int) -> None:
-        broken = kernels.active().first_nonfinite(z, here.spans.starts)
+        broken = kernels.active(here.device).first_nonfinite(z, here.spans.starts)
         if broken >= 0:
             self._found.add((rank, tensor_name(here, broken)))
 
 
-def _bits(reader: Reader, n: int) -> Tensor:
-    return kernels.active().unpack(reader.codes(n, 1, 1, "bits"), n, 1)
+def _bits(reader: Reader, n: int, device: torch.device) -> Tensor:
+    packed = host.send(reader.codes(n, 1, 1, "bits"), device)
+    return kernels.active(device).unpack(packed, n, 1)

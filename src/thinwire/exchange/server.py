@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError, FrameError, NonFiniteError, ThinwireError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
@@ -74,7 +73,7 @@ class Server(Exchange):
             raise ConfigError(f"Server(root={self.root}): the group has ranks 0 to {here.N - 1}")
         mem = first_residual(self.feedback, here)
         if self.downlink is not None and here.rank == self.root:
-            mem["down"] = host.zeros(here.spans.d)
+            mem["down"] = here.zeros()
         return mem
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:

@@ -1,8 +1,10 @@
 """The table of kernels: one set of operations, one definition, and faster versions that agree.
 
 `reference` says in plain torch what each operation means; `cpu` computes the same bits with
-Numba. Everything else in the library calls `active()` and never one of the two by name, so that
-`with use("reference"):` switches the fast versions off.
+Numba, `gpu` with Triton where a vector lives on a CUDA device. Everything else in the library
+calls `active(device)` and never one of the three by name, so that `with use("reference"):`
+switches the fast versions off. What is as long as a vector (codes, indices) is given and answered
+on the vector's device; what there is one of for each group is on the host for every table.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from thinwire import host
+from thinwire.errors import ConfigError
 from thinwire.kernels.checks import packed_bytes
 from thinwire.kernels.owed import Owed
 from thinwire.kernels.reference import Key, index_bytes_bound
 
 __all__ = ["NAMES", "Kernels", "Key", "Owed", "active", "index_bytes_bound", "packed_bytes", "use"]
 
-NAMES = ("reference", "cpu")
+NAMES = ("reference", "cpu", "gpu")
 
 
 @dataclass(frozen=True)
@@ -63,20 +69,54 @@ class Kernels:
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
 
 
-_chosen: ContextVar[str] = ContextVar("thinwire_kernels", default="cpu")
+_chosen: ContextVar[str | None] = ContextVar("thinwire_kernels", default=None)
+OPERATIONS = tuple(field.name for field in fields(Kernels) if field.name != "name")
 
 
 @functools.cache
-def _table(name: str) -> Kernels:
+def _table(name: str, device: torch.device) -> Kernels:
     # Imported on first use because Numba alone costs about a second.
+    if name == "gpu":
+        return Kernels(name, **_on_device(device))
     module = importlib.import_module(f"{__name__}.{name}")
-    operations = [field.name for field in fields(Kernels) if field.name != "name"]
-    return Kernels(name, **{operation: getattr(module, operation) for operation in operations})
+    operations = {operation: getattr(module, operation) for operation in OPERATIONS}
+    if device.type != "cpu":
+        far = importlib.import_module(f"{__name__}.by_way_of_host")
+        operations = {op: far.wrapped(op, call, device) for op, call in operations.items()}
+    return Kernels(name, **operations)
 
 
-def active() -> Kernels:
-    """Returns the table that is in force here, "cpu" unless `use` says otherwise."""
-    return _table(_chosen.get())
+def _on_device(device: torch.device) -> dict[str, Callable[..., Any]]:
+    try:
+        gpu = importlib.import_module(f"{__name__}.gpu")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "triton":
+            raise
+        raise ConfigError(
+            f"vectors on {device} need Triton, which is not installed: pip install "
+            "'thinwire[gpu]', or keep the model's parameters on the CPU, or say "
+            "`with thinwire.kernels.use('cpu'):` around everything, which moves every vector"
+        ) from error
+    if device.type == "cpu" and not gpu.interpreted():
+        raise ConfigError(
+            "the gpu kernels serve CUDA vectors, and do so by themselves; for vectors on the host "
+            "set TRITON_INTERPRET=1 before Python starts, or use('cpu')"
+        )
+    return {operation: gpu.bound(operation, device) for operation in OPERATIONS}
+
+
+def active(device: torch.device = host.CPU) -> Kernels:
+    """Returns the table that serves vectors on that device.
+
+    That is "gpu" for a CUDA device and "cpu" for any other, unless `use` says otherwise.
+
+    Args:
+        device: where the vectors are.
+
+    Raises:
+        ConfigError: it takes Triton, and that is not installed.
+    """
+    return _table(_chosen.get() or ("gpu" if device.type == "cuda" else "cpu"), device)
 
 
 @contextmanager
@@ -84,18 +124,21 @@ def use(name: str) -> Iterator[Kernels]:
     """Puts the named table in force for the body of a `with` statement.
 
     The choice follows `contextvars`: it holds for this thread and for the tasks it starts, while
-    a thread started inside the body begins with the default again.
+    a thread started inside the body begins with the default again. For vectors on a CUDA device
+    the other two work by way of the host, which is slow and meant for comparison.
 
     Args:
         name: one of `NAMES`.
 
     Raises:
         ValueError: when no table has that name.
+        ConfigError: the table cannot serve vectors on the host.
     """
     if name not in NAMES:
         raise ValueError(f"no kernels named {name!r}: choose from {', '.join(NAMES)}")
+    table = _table(name, host.CPU)
     token = _chosen.set(name)
     try:
-        yield _table(name)
+        yield table
     finally:
         _chosen.reset(token)

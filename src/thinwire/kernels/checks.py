@@ -230,12 +230,12 @@ def check_owed(owed: Owed) -> None:
     if sum(p.numel() for p in owed.params) != d:
         raise ValueError(f"params have {sum(p.numel() for p in owed.params)} entries, not {d}")
     known = (torch.float32, torch.bfloat16, torch.float16)
-    if any(p.dtype not in known or p.device.type != "cpu" for p in owed.params):
-        raise ValueError("params must be float32, bfloat16 or float16 on the CPU")
+    if any(p.dtype not in known or p.device != owed.anchor.device for p in owed.params):
+        raise ValueError("params must be float32, bfloat16 or float16 where the anchor is")
 
 
 def check_plain(tensors: tuple[torch.Tensor, ...]) -> None:
-    """Raises ValueError unless every tensor is contiguous float32 on the CPU."""
+    """Raises ValueError unless every tensor is contiguous float32, on one device."""
     for t in tensors:
-        if t.dtype != torch.float32 or t.device.type != "cpu" or not t.is_contiguous():
-            raise ValueError("expected contiguous float32 tensors on the CPU")
+        if t.dtype != torch.float32 or t.device != tensors[0].device or not t.is_contiguous():
+            raise ValueError("expected contiguous float32 tensors on one device")

@@ -391,9 +391,9 @@ def _lane_sum(x: torch.Tensor, first: int) -> float:
     return total
 
 
-def _float32(values: list[float]) -> torch.Tensor:
+def float32(wide: torch.Tensor) -> torch.Tensor:
+    """Rounds float64 norms to float32; finite ones stay finite."""
     # torch answers a float64 beyond the range with infinity; a norm of finite values stays finite.
-    wide = torch.tensor(values, dtype=torch.float64, device=host.CPU)
     return torch.where(wide.isinf(), wide, wide.clamp(max=FLOAT32_MAX)).to(torch.float32)
 
 
@@ -427,7 +427,7 @@ def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
             answers.append(_lane_sum(x.abs(), lo))
         else:
             answers.append(math.sqrt(_lane_sum(x * x, lo)))
-    return _float32(answers)
+    return float32(torch.tensor(answers, dtype=torch.float64, device=host.CPU))
 
 
 def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,12 +85,13 @@ class DistributedTransport:
 
     def reduce(self, vector: Tensor) -> Tensor:
         """Returns the sum over all ranks, in the engine's own order."""
-        total = vector.clone() if self._device is None else vector.to(self._device)
+        # Gloo sums on the host, NCCL on the device: the vector goes where the engine works.
+        total = vector.to(self._device or host.CPU, copy=True)
         try:
             dist.all_reduce(total, group=self.group)
         except RuntimeError as error:
             raise TransportError(f"all-reduce failed on rank {self.rank}: {error}") from error
-        return total.cpu()
+        return total.to(vector.device)
 
     def _whole(self, message: Post | Take) -> bool:
         return message.bound <= self._one_message

@@ -93,7 +93,7 @@ def as_tensor(data: memoryview | bytes) -> Tensor:
 
 def as_bytes(tensor: Tensor) -> bytes:
     """Returns a tensor's bytes, little-endian."""
-    return tensor.contiguous().numpy().tobytes()
+    return host.bring(tensor).contiguous().numpy().tobytes()
 
 
 def pack(payload: Payload, compressor: Compressor) -> bytes:
@@ -113,11 +113,12 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
     at, sections = payload.layout, []
     if compressor.sparsifier.says_index:
         assert payload.index is not None
-        index = kernels.active().encode_index(payload.index, at.counts, at.groups, at.domains)
+        index = host.bring(payload.index)
+        index = kernels.active().encode_index(index, at.counts, at.groups, at.domains)
         sections.append(as_bytes(index))
     if isinstance(payload.values, Codes):
         codes = payload.values
-        packed = codes.packed
+        packed = host.bring(codes.packed)
         if compressor.quantizer.coding == "smallest":
             packed = kernels.active().encode_codes(packed, codes.n, codes.width)
         sections += [as_bytes(codes.scales), as_bytes(packed)]
@@ -126,14 +127,19 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
     return b"".join(sections)
 
 
-def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Payload:
+def unpack(
+    reader: Reader, compressor: Compressor, spans: Spans, key: Key, device: torch.device = host.CPU
+) -> Payload:
     """Returns the payload whose body the reader stands before, and moves the reader past it.
+
+    All of it is checked on the host before any of it moves to the device.
 
     Args:
         reader: stands at the body's first byte.
         compressor: the operator that made it; both sides agreed on it.
         spans: the tensors.
         key: the speaker's key.
+        device: where the payload will be added up.
 
     Raises:
         FrameError: the bytes are no such body.
@@ -141,14 +147,15 @@ def unpack(reader: Reader, compressor: Compressor, spans: Spans, key: Key) -> Pa
     at = compressor.layout(spans)
     sparsifier, quantizer = compressor.sparsifier, compressor.quantizer
     if sparsifier.says_index:
-        index: Tensor | None = reader.index(at.counts, at.groups, at.domains)
+        said = reader.index(at.counts, at.groups, at.domains)
+        index: Tensor | None = host.send(said, device)
     else:
-        index = sparsifier.select(host.empty(0), at, key)
+        index = sparsifier.select(host.empty(0, device=device), at, key)
     if quantizer.scales == 0:
-        return Payload(at, index, reader.floats(at.kept, "values"), key)
+        return Payload(at, index, host.send(reader.floats(at.kept, "values"), device), key)
     scales = reader.floats(quantizer.scales * at.n_blocks, "scales").view(-1, quantizer.scales)
     read = reader.coded if quantizer.coding == "smallest" else reader.codes
-    packed = read(at.n_codes, quantizer.width, quantizer.top, "codes")
+    packed = host.send(read(at.n_codes, quantizer.width, quantizer.top, "codes"), device)
     return Payload(at, index, Codes(packed, at.n_codes, quantizer.width, scales), key)
 
 
@@ -161,19 +168,19 @@ def pack_sparse(index: Tensor, values: Tensor, d: int) -> bytes:
         d: entries of the vector.
     """
     counts, domain = host.ints([len(index)]), host.ints([0, d])
-    section = kernels.active().encode_index(index, counts, domain, None)
+    section = kernels.active().encode_index(host.bring(index), counts, domain, None)
     return len(index).to_bytes(6, "little") + as_bytes(section) + as_bytes(values)
 
 
-def unpack_sparse(reader: Reader, d: int) -> Tensor:
-    """Returns the vector that `pack_sparse` wrote, (d,) float32.
+def unpack_sparse(reader: Reader, d: int, device: torch.device = host.CPU) -> Tensor:
+    """Returns the vector that `pack_sparse` wrote, (d,) float32 on that device.
 
     Raises:
         FrameError: the bytes are no such body.
     """
     index, values = unpack_entries(reader, d)
-    vector = host.zeros(d)
-    vector[index] = values
+    vector = host.zeros(d, device)
+    vector[host.send(index, device)] = host.send(values, device)
     return vector
 
 
