@@ -191,7 +191,7 @@ def shown(rests: list[Rest]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("bench/RESULTS-gossip_floor.md"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)

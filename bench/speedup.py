@@ -4,7 +4,7 @@ f(x) = 1/2 sum lambda_i x_i^2, d = 256, lambda in [.5, 1], x0 = 1; each worker's
 N(0, 3200/d I); step size m * 9.2e-4 N; the target is .01 f(x0), at the mean model, after a round.
 The rounds are the library's own, in lock-step, with real frames of 8-bit codes.
 
-(a) the grid of N and H, at m = 1 for all: ring, two-phase, and gossip over a ring graph;
+(a) the grid of N and H, at m = 1 for all: ring, and gossip over a ring graph;
 (b) N = 2, every H with its own best m: a rate of 1/sqrt(rounds H^2 N) would make the rounds fall
     with H squared, at a step size that grows with H.
 
@@ -51,7 +51,6 @@ MULTIPLES = (0.7, 1.0, 1.2, 1.4, 2.0, 4.0, 8.0)
 OPERATOR = QSGD(bits=8, norm="max", scale="none", bucket=1024)
 EXCHANGES: dict[str, Exchange] = {
     "ring": Ring(form="ring"),
-    "two-phase": Ring(form="two-phase"),
     "gossip": Gossip(),
 }
 

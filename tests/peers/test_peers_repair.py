@@ -109,6 +109,33 @@ def test_a_replica_that_is_lost_too_is_asked_for_again() -> None:
     assert cluster.p_sum() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("exchange", "C"),
+    [
+        (tw.DPSGD(), UNBIASED),
+        (tw.DPSGD(mixing="before"), UNBIASED),
+        (tw.DeepSqueeze(gamma=0.5), QSGD(bits=8, norm="max")),
+    ],
+    ids=repr,
+)
+def test_who_sends_whole_models_is_replaced_by_oneself_for_a_round(exchange, C) -> None:
+    exact, short = Cluster(exchange, C), Cluster(exchange, C)
+    for _ in range(3):
+        exact.round()
+        short.round()
+    exact.round()
+    short.round(lost=((3, 0), (3, 1)))
+    for rank in range(N):
+        a, b = exact.params[rank].data, short.params[rank].data
+        if rank != 3:
+            assert torch.equal(a, b), rank
+            continue
+        # Hearing nobody, it stays where it went by itself: near the others, not a third of it.
+        assert float((a - b).norm() / a.norm()) < 0.5
+        assert float(b.norm() / a.norm()) > 0.9
+    assert short.shells[3].stats.lost == 2
+
+
 def test_where_nothing_is_lost_nothing_is_repaired_or_logged(caplog) -> None:
     cluster = Cluster(tw.Gossip(), UNBIASED)
     for _ in range(3):

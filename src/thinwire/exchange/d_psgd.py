@@ -42,7 +42,7 @@ class DPSGD(Mixing):
         if self.mixing == "before":
             talk = mix(anchor, here, self.topology, beside=delta)
             heard = yield from or_refuse(talk, here, self.topology)
-            return anchor - heard.mixed + delta, mem
+            return anchor - heard.whole + delta, mem
         talk = mix(anchor - delta, here, self.topology)
         heard = yield from or_refuse(talk, here, self.topology)
-        return anchor - heard.mixed, mem
+        return anchor - heard.whole, mem

@@ -49,5 +49,5 @@ class DeepSqueeze(Stepping):
         if step is None:
             step = yield from agreed_step(v, heard.said, here)
         gamma = step.get("gamma", host.float_(0.0))
-        direction = delta - gamma * (heard.mixed - heard.said)
+        direction = delta - gamma * (heard.whole - heard.said)
         return direction, {"residual": v - heard.said, **step}

@@ -32,13 +32,20 @@ class Heard:
         said: (d,) float32, this worker's own message as its neighbours decode it.
         mixed: (d,) float32, mix(said), without what was missed.
         missed: whether some neighbour's message did not come.
+        absent: the weight of those whose did not.
         pleas: the neighbours that missed one before and want a replica whole.
     """
 
     said: Tensor
     mixed: Tensor
     missed: bool
+    absent: float
     pleas: tuple[int, ...]
+
+    @property
+    def whole(self) -> Tensor:
+        """mix(said) with oneself in the place of whom one did not hear: its weights sum to 1."""
+        return self.mixed + self.said * self.absent if self.missed else self.mixed
 
 
 def mix(
@@ -77,12 +84,12 @@ def mix(
 
 def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], here: Here) -> Heard:
     C = here.compressor
-    mixed, missed, pleas = here.zeros(), False, []
+    mixed, missed, pleas = here.zeros(), [], []
     for j, weight in row.items():
         payload = own
         if j != here.rank:
             if not told[j]:
-                missed = True
+                missed.append(weight)
                 continue
             kind, body = unseal(told[j], here.address(j), *SPOKEN, Kind.SILENCE, Kind.REFUSAL)
             reader = here.reader(body, j)
@@ -97,7 +104,7 @@ def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], he
         if payload is not None:
             C.accumulate(mixed, payload, weight)
     said = here.zeros() if own is None else C.decompress(own)
-    return Heard(said, mixed, missed, tuple(pleas))
+    return Heard(said, mixed, bool(missed), sum(missed), tuple(pleas))
 
 
 def bound_of(here: Here) -> int:
