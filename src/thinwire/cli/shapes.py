@@ -7,6 +7,7 @@ def resnet50() -> list[tuple[str, tuple[int, ...]]]:
     """Returns (name, shape) of the 161 trainable tensors of ResNet-50 (v1.5), in order.
 
     Example:
+        >>> import math
         >>> len(resnet50()), sum(math.prod(shape) for _, shape in resnet50())
         (161, 25557032)
     """
@@ -42,6 +43,7 @@ def gpt2() -> list[tuple[str, tuple[int, ...]]]:
     """Returns (name, shape) of the 148 trainable tensors of GPT-2 small, its output tied.
 
     Example:
+        >>> import math
         >>> len(gpt2()), sum(math.prod(shape) for _, shape in gpt2())
         (148, 124439808)
     """
