@@ -58,7 +58,15 @@ OPERATORS = (
     TopK(k=30) >> TwoLevel(),
 )
 COUNTS = ((2, 9), (0, 5), (20, 200), (3, 3000), (40, 50), (7, 70_000), (1, 2))
-CODES = ((33, 4, 14), (200, 2, 3), (150, 1, 1), (90, 8, 200), (300, 9, 400), (0, 3, 5), (60, 16, 65534))
+CODES = (
+    (33, 4, 14),
+    (200, 2, 3),
+    (150, 1, 1),
+    (90, 8, 200),
+    (300, 9, 400),
+    (0, 3, 5),
+    (60, 16, 65534),
+)
 MANY = 70_000
 """Codes enough for eight lanes, too many for the definition to read each time."""
 
@@ -81,7 +89,11 @@ def groups(choice: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None
     """Two groups of positions; one domain of both for an odd choice."""
     picked = COUNTS[choice % len(COUNTS)], COUNTS[choice // 7 % len(COUNTS)]
     starts = torch.tensor([0, picked[0][1], picked[0][1] + picked[1][1]])
-    return torch.tensor([picked[0][0], picked[1][0]]), starts, starts[[0, 2]] if choice & 1 else None
+    return (
+        torch.tensor([picked[0][0], picked[1][0]]),
+        starts,
+        starts[[0, 2]] if choice & 1 else None,
+    )
 
 
 def read_index(choice: int, data: bytes) -> None:
