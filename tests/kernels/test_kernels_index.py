@@ -158,9 +158,9 @@ def test_positions_inside_chunks_win_where_chunks_keep_one_or_two() -> None:
 def test_a_domain_that_cuts_a_group_is_refused(table: Kernels) -> None:
     counts, starts = tensor([1, 1]), tensor([0, 8, 16])
     for domains in ([0, 7, 16], [0, 15], [1, 16], [0, 16, 8]):
-        with pytest.raises(ValueError, match="domain must start|starts must ascend"):
+        with pytest.raises(ValueError, match=r"domain must start|starts must ascend"):
             table.encode_index(tensor([1, 9]), counts, starts, tensor(domains))
-        with pytest.raises(ValueError, match="domain must start|starts must ascend"):
+        with pytest.raises(ValueError, match=r"domain must start|starts must ascend"):
             table.decode_index(octets(2, 0), counts, starts, tensor(domains))
 
 
