@@ -132,20 +132,6 @@ def two_levels(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 @kernel
-def _read_book(codes: Array, book: Array, values: Array) -> None:
-    if book.size == 4:
-        # Choices between four values vectorise; a look into memory does not.
-        a, b, c, d = book[0], book[1], book[2], book[3]
-        for j in range(codes.size):
-            low = b if codes[j] & 1 else a
-            high = d if codes[j] & 1 else c
-            values[j] = high if codes[j] & 2 else low
-        return
-    for j in range(codes.size):
-        values[j] = book[codes[j]]
-
-
-@kernel
 def _look_up(
     packed: Array, width: Number, starts: Array, books: Array, low: Number, high: Number,
     out: Array,
@@ -162,7 +148,9 @@ def _look_up(
             while starts[g + 1] <= first + at:
                 g += 1
             upto = min(values.size, starts[g + 1] - first)
-            _read_book(codes[at:upto], books[g], values[at:upto])
+            book = books[g]
+            for j in range(at, upto):
+                values[j] = book[codes[j]]
             at = upto
 
 
