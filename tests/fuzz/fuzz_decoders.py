@@ -1,9 +1,10 @@
 """A coverage-guided fuzzer of every decoder: python tests/fuzz/fuzz_decoders.py -runs=1000000.
 
-It needs atheris (`pip install thinwire[fuzz]`); options are libFuzzer's. Each input is one byte that
-chooses a decoder, then what it is given. Coverage is that of the definition in plain Python, and
-whatever the definition says, the compiled decoder must say too: the same message or the same
-refusal. Any other end, a crash or an exception that is no FrameError, is a finding.
+It needs atheris (`pip install thinwire[fuzz]`); options are libFuzzer's. Each input is a byte that
+chooses a decoder, one that chooses what it expects, then what it is given. Coverage is that of the
+definition in plain Python, and whatever the definition says, the compiled decoder must say too: the
+same message or the same refusal. Any other end, a crash or an exception that is no FrameError, is a
+finding.
 """
 
 from __future__ import annotations
@@ -144,13 +145,29 @@ def read_frame(choice: int, data: bytes) -> None:
     assert data[2] != frame.VERSION or again == data
 
 
+def read_index_wrongly(choice: int, data: bytes) -> None:
+    """Stands for `read_index` where a fault is planted in the compiled decoder."""
+
+    def decode(*given: torch.Tensor) -> Answer:
+        index, used, problem = cpu.decode_index(*given)
+        if index is not None and index.numel() > 20:
+            if "--plant=raise" in sys.argv:
+                raise IndexError("planted")
+            used += 1
+        return index, used, problem
+
+    alike(decode, reference.decode_index, octets(data), *groups(choice))
+
+
 READERS = (read_index, read_codes, read_body, read_many_codes, read_sparse, read_frame)
 
 
 def one_input(data: bytes) -> None:
     """Gives one input to the decoder that its first two bytes choose."""
     if len(data) > 1:
-        READERS[data[0] % len(READERS)](data[1], data[2:])
+        reader = READERS[data[0] % len(READERS)]
+        planted = reader is read_index and any(a.startswith("--plant=") for a in sys.argv)
+        (read_index_wrongly if planted else reader)(data[1], data[2:])
 
 
 def valid(draw: random.Random) -> bytes:
@@ -183,7 +200,7 @@ def valid(draw: random.Random) -> bytes:
 
 
 def mutate(data: bytes, most: int, seed: int) -> bytes:
-    """Returns a neighbour of the input, or of a valid one; a frame's checksum is often put right."""
+    """Returns a neighbour of the input, or of a valid one; often with a checksum put right."""
     draw = random.Random(seed)
     data = valid(draw) if draw.random() < 0.1 else data
     if draw.random() < 0.3 and len(data) > 2:

@@ -23,6 +23,8 @@ from thinwire import (
     Sign,
     Ternary,
     TopK,
+    TwoLevel,
+    kernels,
 )
 from thinwire.compress import Codes, Compressor
 from thinwire.exchange import Here
@@ -45,7 +47,10 @@ OPERATORS: tuple[Compressor, ...] = (
     Levels(levels=5),
     Rotated(levels=5, bucket=4),
     Ternary(),
+    TwoLevel(bucket=10),
+    QSGD(bits=4, coding="fixed"),
     TopK(k=4) >> Sign(),
+    TopK(k=6, scope="chunk", chunk=16) >> TwoLevel(),
     TopK(k=3, scope="chunk", chunk=6) >> QSGD(levels=2),
     RandK(k=5) >> Levels(levels=4),
 )
@@ -383,11 +388,26 @@ def test_an_announced_count_makes_nothing(n: int) -> None:
 def test_a_short_body_of_a_large_model_makes_nothing_large(C: Compressor) -> None:
     # The layout is the receiver's own and is made before; the body is all that can be lied about.
     large = Spans(("a",), ((1 << 20,),))
-    # So are the positions: 8 bytes for each entry that it knows to be kept.
-    kept = C.layout(large).kept
-    agreed = 8 * kept if C.sparsifier.says_index else 0
+    # So are the positions, 8 bytes for each entry that it knows to be kept, and the packed codes.
+    at = C.layout(large)
+    agreed = 8 * at.kept if C.sparsifier.says_index else 0
+    if C.quantizer.coding == "smallest":
+        agreed += kernels.packed_bytes(at.n_codes, C.quantizer.width)
     if not isinstance(C.sparsifier, RandK):
         check_memory(lambda: unpack(Reader(b"\1" * 40, "here"), C, large, KEY), agreed + 8192)
+
+
+def test_a_stream_of_one_code_makes_no_more_than_the_packed_codes() -> None:
+    large, C = 1 << 22, QSGD(bits=4)
+    body = pack(C.compress(torch.zeros(large), KEY), C)
+    assert len(body) < 60
+
+    def read() -> None:
+        reader = Reader(body + b"left over", "here")
+        unpack(reader, C, Spans.of(large), KEY)
+        reader.end()
+
+    check_memory(read, large // 2 + (1 << 17))
 
 
 def test_a_length_of_2_to_the_48_is_announced_and_nothing_is_made() -> None:

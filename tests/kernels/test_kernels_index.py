@@ -82,15 +82,86 @@ def test_the_rice_parameter_is_the_true_minimum(gaps: list[int], spare: int) -> 
     assert cpu.encode_index(tensor(positions), counts, starts).numel() == 1 + (best + 7) // 8
 
 
-def test_random_positions_cost_close_to_their_entropy() -> None:
-    n = 100_000
-    for share in (0.001, 0.01, 0.1):
+SHARES = (1e-4, 1e-3, 1e-2, 1 / 64, 0.02, 0.03, 0.05, 0.0575, 0.08, 0.1)
+
+
+def check_near_entropy(data: torch.Tensor, n: int, k: int) -> None:
+    """Asserts that a section takes at most 3 % more than log2 C(n, k) bits."""
+    entropy = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    assert entropy <= 8 * data.numel() <= 1.03 * entropy, 8 * data.numel() / entropy
+    assert data.numel() <= 1 + (k * (n - 1).bit_length() + 7) // 8
+
+
+def near_entropy(n: int) -> None:
+    for share in SHARES:
         k = int(n * share)
         counts, starts = tensor([k]), tensor([0, n])
         index = cpu.randk(starts, counts, KEY)
-        bits = 8 * cpu.encode_index(index, counts, starts).numel()
-        entropy = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
-        assert entropy < bits < 1.05 * entropy + 16
+        check_near_entropy(cpu.encode_index(index, counts, starts), n, k)
+
+
+def test_uniform_positions_cost_within_three_percent_of_their_entropy() -> None:
+    near_entropy(1_000_000)
+
+
+@pytest.mark.slow
+def test_uniform_positions_of_resnet50_cost_within_three_percent_of_their_entropy() -> None:
+    near_entropy(25_557_032)
+
+
+def test_the_entropy_check_notices_four_percent_and_too_little() -> None:
+    counts, starts = tensor([10_000]), tensor([0, 1_000_000])
+    data = cpu.encode_index(cpu.randk(starts, counts, KEY), counts, starts)
+    check_near_entropy(data, 1_000_000, 10_000)
+    for size in (int(data.numel() * 0.99), int(data.numel() * 1.03)):
+        with pytest.raises(AssertionError):
+            check_near_entropy(data.new_zeros(size), 1_000_000, 10_000)
+
+
+@settings(max_examples=150, deadline=None)
+@given(chosen(), st.integers(0, 15))
+def test_a_section_is_never_above_fixed_width(
+    case: tuple[torch.Tensor, torch.Tensor, torch.Tensor], joined: int
+) -> None:
+    index, counts, starts = case
+    # Some of the groups are joined into one domain, whose chunks they then are.
+    inner = [int(s) for i, s in enumerate(starts[1:-1]) if not joined >> i & 1]
+    domains = tensor([0, *inner, *starts[-1:].tolist()]) if len(starts) > 1 else starts
+    data = cpu.encode_index(index, counts, starts, domains)
+    same(data, reference.encode_index(index, counts, starts, domains))
+    assert data.numel() <= index_bytes_bound(counts, starts, domains)
+    for table in (cpu, reference):
+        back, used, problem = table.decode_index(data, counts, starts, domains)
+        assert back is not None
+        assert (used, problem) == (data.numel(), "")
+        same(back, index)
+    widths = [(length - 1).bit_length() if length else 0 for length in starts.diff().tolist()]
+    fixed = sum(k * width for k, width in zip(counts.tolist(), widths, strict=True))
+    assert data.numel() <= 2 * (len(domains) - 1) + (fixed + 7) // 8
+
+
+def test_positions_inside_chunks_win_where_chunks_keep_one_or_two() -> None:
+    n, chunk = 1 << 20, 4096
+    starts, domains = torch.arange(0, n + 1, chunk), tensor([0, n])
+    for k, code in ((1, reference.FIXED), (2, reference.FIXED), (8, reference.RICE)):
+        counts = torch.full((n // chunk,), k)
+        index = cpu.randk(starts, counts, KEY)
+        data = cpu.encode_index(index, counts, starts, domains)
+        assert int(data[0]) & 7 == code
+        if code == reference.FIXED:
+            assert data.numel() == 1 + 12 * k * (n // chunk) // 8
+        back, _, _ = cpu.decode_index(data, counts, starts, domains)
+        assert back is not None
+        same(back, index)
+
+
+def test_a_domain_that_cuts_a_group_is_refused(table: Kernels) -> None:
+    counts, starts = tensor([1, 1]), tensor([0, 8, 16])
+    for domains in ([0, 7, 16], [0, 15], [1, 16], [0, 16, 8]):
+        with pytest.raises(ValueError, match=r"domain must start|starts must ascend"):
+            table.encode_index(tensor([1, 9]), counts, starts, tensor(domains))
+        with pytest.raises(ValueError, match=r"domain must start|starts must ascend"):
+            table.decode_index(octets(2, 0), counts, starts, tensor(domains))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +203,8 @@ REFUSED = [
     ("bitmap holds 1 ones, expected 2", [1, 1, 2], 2, 9),
     ("padding bits are not zero", [1, 3, 2], 2, 9),
     ("position 15 outside a group of 9", [2, 0xFF], 2, 9),
+    ("index stream ends early", [3, *b"\xff" * 9], 2, 900),
+    ("a gap runs past a group of 70", [3, *b"\xff" * 9], 2, 70),
     ("positions do not ascend", [2, 0x11], 2, 9),
     ("positions do not ascend", [2, 0x12], 2, 9),
     ("padding bits are not zero", [2, 0x83, 0x10], 2, 17),
@@ -156,6 +229,14 @@ def test_a_second_group_is_refused_where_the_first_was_fine(table: Kernels) -> N
     assert table.decode_index(octets(3, 6, 7), counts, starts)[2] == "unknown index code 7"
 
 
+def test_positions_in_another_chunk_than_the_counts_say_are_refused(table: Kernels) -> None:
+    counts, starts, domains = tensor([1, 1]), tensor([0, 8, 16]), tensor([0, 16])
+    for stream, p in ((octets(1, 3, 0), 1), (octets(1, 0, 3), 8), (octets(3, 0), 1)):
+        problem = f"position {p} lies in another chunk than the counts say"
+        assert table.decode_index(stream, counts, starts, domains) == (None, 0, problem)
+        assert table.decode_index(stream, tensor([2]), domains)[2] == ""
+
+
 def test_indices_that_do_not_ascend_are_not_encoded(table: Kernels) -> None:
     counts, starts = tensor([0, 2]), tensor([0, 5, 10])
     for index in ([4, 6], [6, 6], [7, 6], [6, 10], [-1, 6]):
@@ -172,17 +253,20 @@ TAGS = st.sampled_from([0, 1, 2, 3, 3 | 1 << 3, 3 | 5 << 3, 3 | 31 << 3, 9, 255]
 @given(
     st.lists(st.tuples(TAGS, st.binary(max_size=6)), max_size=4),
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 40)), max_size=3),
+    st.booleans(),
 )
-@example([(3, b"\xff" * 6)], [(1, 40)])
-@example([(3 | 31 << 3, b"\xff" * 6)], [(12, 12)])
+@example([(3, b"\xff" * 6)], [(1, 40)], False)
+@example([(3 | 31 << 3, b"\xff" * 6)], [(12, 12)], True)
 def test_any_bytes_are_decoded_alike_or_refused_alike(
-    parts: list[tuple[int, bytes]], groups: list[tuple[int, int]]
+    parts: list[tuple[int, bytes]], groups: list[tuple[int, int]], joined: bool
 ) -> None:
     data = octets(*b"".join(bytes([tag]) + stream for tag, stream in parts))
     counts = tensor([min(k, length) for k, length in groups])
     starts = tensor([0, *(length for _, length in groups)]).cumsum(0)
-    index, used, problem = cpu.decode_index(data, counts, starts)
-    defined, defined_used, defined_problem = reference.decode_index(data, counts, starts)
+    domains = starts[[0, -1]] if joined else starts
+    given = data, counts, starts, domains
+    index, used, problem = cpu.decode_index(*given)
+    defined, defined_used, defined_problem = reference.decode_index(*given)
     assert (used, problem) == (defined_used, defined_problem)
     if problem:
         assert index is None
@@ -193,7 +277,8 @@ def test_any_bytes_are_decoded_alike_or_refused_alike(
     same(index, defined)
     assert 0 <= used <= data.numel()
     # Encoding checks that positions ascend within their groups.
-    assert cpu.encode_index(index, counts, starts).numel() <= index_bytes_bound(counts, starts)
+    most = index_bytes_bound(counts, starts, domains)
+    assert cpu.encode_index(index, counts, starts, domains).numel() <= most
 
 
 @settings(max_examples=300, deadline=None)

@@ -29,6 +29,7 @@ _OUTSIDE = reference.OUTSIDE
 _GAP_OUTSIDE = reference.GAP_OUTSIDE
 _NOT_ASCENDING = reference.NOT_ASCENDING
 _PADDING = reference.PADDING
+_WRONG_CHUNK = reference.WRONG_CHUNK
 
 
 _U64 = np.uint64
@@ -331,6 +332,12 @@ def _read(
             if peek(words, at) & ((_U64(1) << _U64(8 - (at & 7))) - _U64(1)):
                 return _PADDING, 0, 0, 0
             at = (at + 7) >> 3 << 3
+        upto = first
+        for c in range(begin, g):
+            for j in range(upto, upto + counts[c]):
+                if not starts[c] <= out[j] < starts[c + 1]:
+                    return _WRONG_CHUNK, out[j] - domains[s], 0, 0
+            upto += counts[c]
     return _FINE, 0, 0, at >> 3
 
 

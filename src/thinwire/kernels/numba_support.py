@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -41,7 +44,19 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def kernel(function: _F) -> _F:
     """Compiles a function on its first call, cached on disk and without the interpreter lock."""
     # The "numpy" error model drops the branch on division by zero, which stops vectorising.
-    return cast(_F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    # Numba knows a cached kernel by its own file alone, and would keep one that froze a constant
+    # or took in a function of another file which has changed since.
+    stamped = compiled._cache._cache_file
+    stamped._source_stamp = (stamped._source_stamp, _sources())
+    return cast(_F, compiled)
+
+
+@functools.cache
+def _sources() -> str:
+    """Returns a digest of every source that a kernel may be made of."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def array(t: torch.Tensor) -> Array:

@@ -70,6 +70,7 @@ PROBLEMS = (
     "a gap runs past a group of {0}",
     "positions do not ascend",
     "padding bits are not zero",
+    "position {0} lies in another chunk than the counts say",
     "unknown form {0} of the codes",
     "code {0} is above {1}",
     "padding bits after the codes are not zero",
@@ -91,6 +92,7 @@ PROBLEMS = (
     GAP_OUTSIDE,
     NOT_ASCENDING,
     PADDING,
+    WRONG_CHUNK,
     UNKNOWN_FORM,
     CODE_ABOVE,
     CODE_PADDING,
@@ -1082,6 +1084,12 @@ def _read_domain(reader: _Reader, length: int, inside: _Inside) -> list[int]:
                 raise _Refused(OUTSIDE, p, length)
             positions.append(p)
     reader.align()
+    at = 0
+    for start, size, many in inside:
+        wrong = [p for p in positions[at : at + many] if not start <= p < start + size]
+        if wrong:
+            raise _Refused(WRONG_CHUNK, wrong[0])
+        at += many
     return positions
 
 
