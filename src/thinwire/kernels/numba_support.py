@@ -44,7 +44,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def kernel(function: _F) -> _F:
     """Compiles a function on its first call, cached on disk and without the interpreter lock."""
     # The "numpy" error model drops the branch on division by zero, which stops vectorising.
-    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     # Numba knows a cached kernel by its own file alone, and would keep one that froze a constant
     # or took in a function of another file which has changed since.
     stamped = compiled._cache._cache_file
