@@ -253,6 +253,16 @@ except ConfigError as error:
     assert "cuda:0" in said
 
 
+def test_a_triton_that_rounds_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from thinwire.kernels.gpu_support import check_version
+
+    check_version()
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    with pytest.raises(ConfigError, match=r"Triton 3\.5\.1"):
+        check_version()
+
+
 def test_the_gpu_table_refuses_vectors_of_the_host_but_under_the_interpreter() -> None:
     program = """
 import os

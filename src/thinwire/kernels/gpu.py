@@ -20,13 +20,14 @@ from thinwire.kernels.gpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.gpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.gpu_rotate import hadamard
 from thinwire.kernels.gpu_select import gather, randk, topk
-from thinwire.kernels.gpu_support import interpreted
+from thinwire.kernels.gpu_support import check_version, interpreted
 from thinwire.kernels.gpu_words import words
 
 __all__ = [
     "accumulate",
     "accumulate_codes",
     "bound",
+    "check_version",
     "decode",
     "decode_index",
     "encode_index",
