@@ -50,7 +50,7 @@ def check_version() -> None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
         raise ConfigError(
             f"Triton {triton.__version__} divides subnormal numbers otherwise than the CPU does; "
-            f"it takes {'.'.join(map(str, OLDEST))}, which torch 2.10 and later bring"
+            f"install {'.'.join(map(str, OLDEST))} or later, or a torch that brings it"
         )
 
 
