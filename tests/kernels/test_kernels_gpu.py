@@ -219,53 +219,45 @@ def test_words_agree(n: int, gpu: Kernels) -> None:
         agree(gpu.words(n, key), reference.words(n, key))
 
 
-def run(program: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
-    )
-    return done.stdout
-
-
-def test_neither_the_package_nor_compressing_on_the_cpu_imports_triton() -> None:
-    # Making an optimizer would: torch itself looks for Triton then.
+def test_triton_is_imported_for_a_cuda_vector_alone_and_missed_in_one_error() -> None:
+    # Making an optimizer would import it, too: torch itself looks for Triton then.
     program = """
 import sys, torch, thinwire as tw
+from thinwire import kernels
 C = tw.TopK(k=2) >> tw.QSGD(bits=4)
 C.decompress(C.compress(torch.ones(9), tw.Key(0)))
-print(sorted(name for name in sys.modules if name.split(".")[0] == "triton"))
-"""
-    assert run(program) == "[]\n"
-
-
-def test_without_triton_a_cuda_vector_gives_one_error_that_names_the_extra() -> None:
-    program = """
-import sys, torch
+assert not [name for name in sys.modules if name.split(".")[0] == "triton"]
 sys.modules["triton"] = None
-from thinwire import ConfigError, kernels
-kernels.active().words(3, (1, 2))
 try:
     kernels.active(torch.device("cuda", 0))
-except ConfigError as error:
+except tw.ConfigError as error:
     print(error)
 """
-    said = run(program)
-    assert "pip install 'thinwire[gpu]'" in said
-    assert "cuda:0" in said
+    called = [sys.executable, "-c", program]
+    done = subprocess.run(called, capture_output=True, text=True, timeout=120, check=True)
+    assert "pip install 'thinwire[gpu]'" in done.stdout
+    assert "cuda:0" in done.stdout
 
 
-def test_the_gpu_table_refuses_vectors_of_the_host_but_under_the_interpreter() -> None:
-    program = """
-import os
-os.environ.pop("TRITON_INTERPRET", None)
-from thinwire import ConfigError, kernels
-try:
-    with kernels.use("gpu"):
-        pass
-except ConfigError as error:
-    print(error)
-"""
+def test_a_triton_that_rounds_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    from thinwire.kernels.gpu_support import check_version
+
+    check_version()
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    with pytest.raises(ConfigError, match=r"Triton 3\.5\.1"):
+        check_version()
+
+
+def test_the_gpu_table_refuses_vectors_of_the_host_but_under_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("triton")
-    assert "TRITON_INTERPRET=1" in run(program)
+    from thinwire.kernels import gpu
+
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    with pytest.raises(ConfigError, match="TRITON_INTERPRET=1"):
+        kernels._on_device(host.CPU)
 
 
 def test_a_device_chooses_its_table_and_use_overrides_it(gpu: Kernels) -> None:

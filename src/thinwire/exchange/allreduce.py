@@ -11,7 +11,7 @@ from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
-from thinwire.exchange.hear import ALL_RANKS, from_all, over, to_all
+from thinwire.exchange.hear import ALL_RANKS, divisor, from_all, to_all
 from thinwire.flat import Spans
 from thinwire.transport.base import Reduce, turn
 from thinwire.wire.frame import HEADER, Kind, unseal
@@ -50,7 +50,7 @@ class AllReduce(Exchange):
             alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
             frames = yield from turn(to_all(alarm, here.N, bound), from_all(here.N, bound))
             raise NonFiniteError(self._found(frames, total, here), here.round)
-        return over(total, here.N), mem
+        return total / divisor(here.N, total), mem
 
     def _found(self, frames: list[bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
         found = []

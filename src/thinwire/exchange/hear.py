@@ -61,16 +61,16 @@ def mean(readers: list[Reader], here: Here) -> Tensor:
     C, total = here.compressor, here.zeros()
     for rank, reader in enumerate(readers):
         C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank), here.device))
-    total = over(total, here.N)
+    total /= divisor(here.N, total)
     total += 0.0  # A quotient that underflows to -0 becomes +0, as a sparse reply says it.
     check_finite(total, here)
     return total
 
 
-def over(v: Tensor, N: int) -> Tensor:
-    """Returns v / N, rounded once wherever v lives."""
-    # By a plain number, CUDA multiplies with 1 / N, and rounds twice.
-    return v / v.new_full((), N)
+def divisor(N: int, v: Tensor) -> Tensor:
+    """Returns N as v / N takes it, so that it is rounded once wherever v lives."""
+    # By a plain number CUDA would multiply with 1 / N, and round twice.
+    return v.new_full((), N)
 
 
 def check_finite(total: Tensor, here: Here) -> None:

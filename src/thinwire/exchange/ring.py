@@ -28,7 +28,7 @@ from thinwire.exchange.feedback import (
     said_bound,
     say,
 )
-from thinwire.exchange.hear import hear, heard, over
+from thinwire.exchange.hear import divisor, hear, heard
 from thinwire.exchange.segments import Trouble, cut
 from thinwire.flat import Spans
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
@@ -141,7 +141,7 @@ class Ring(Exchange):
                 frame, v = trouble.speak(z, piece)
                 e[piece.low : piece.high] = z - v
                 if hop == N - 1:
-                    direction[piece.low : piece.high] = over(v, N)
+                    direction[piece.low : piece.high] = v / divisor(N, v)
                 if N > 1:
                     yield from turn((Post(right, frame, piece.bound),))
         for hop in range(N - 1):
@@ -150,7 +150,7 @@ class Ring(Exchange):
                 (frame,) = yield from turn(takes=(Take(left, piece.bound),))
                 # The owner of a segment is the last to sum it, one left of where it started.
                 v = trouble.hear(frame, piece, (segment - 1) % N)
-                direction[piece.low : piece.high] = over(v, N)
+                direction[piece.low : piece.high] = v / divisor(N, v)
                 if hop < N - 2:
                     yield from turn((Post(right, frame, piece.bound),))
         trouble.end()
@@ -176,7 +176,7 @@ class Ring(Exchange):
             for rank in range(N):
                 own = u[piece.low : piece.high]
                 t += own if rank == r else trouble.hear(told[rank], piece, rank)
-            frame, w = trouble.speak(over(t, N), piece)
+            frame, w = trouble.speak(t / divisor(N, t), piece)
             e[piece.low : piece.high] = t - N * w
             direction[piece.low : piece.high] = w
             yield from turn(tuple(Post(rank, frame, piece.bound) for rank in others))

@@ -97,6 +97,7 @@ def _on_device(device: torch.device) -> dict[str, Callable[..., Any]]:
             "'thinwire[gpu]', or keep the model's parameters on the CPU, or say "
             "`with thinwire.kernels.use('cpu'):` around everything, which moves every vector"
         ) from error
+    gpu.check_version()
     if device.type == "cpu" and not gpu.interpreted():
         raise ConfigError(
             "the gpu kernels serve CUDA vectors, and do so by themselves; for vectors on the host "
@@ -114,7 +115,7 @@ def active(device: torch.device = host.CPU) -> Kernels:
         device: where the vectors are.
 
     Raises:
-        ConfigError: it takes Triton, and that is not installed.
+        ConfigError: it takes Triton, and that is not installed, or is too old.
     """
     return _table(_chosen.get() or ("gpu" if device.type == "cuda" else "cpu"), device)
 

@@ -24,13 +24,14 @@ from thinwire.kernels.gpu_owed import land, owe, pick, scatter, settle
 from thinwire.kernels.gpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.gpu_rotate import hadamard
 from thinwire.kernels.gpu_select import gather, randk, topk
-from thinwire.kernels.gpu_support import interpreted
+from thinwire.kernels.gpu_support import check_version, interpreted
 from thinwire.kernels.gpu_words import words
 
 __all__ = [
     "accumulate",
     "accumulate_codes",
     "bound",
+    "check_version",
     "decode",
     "decode_codes",
     "decode_index",

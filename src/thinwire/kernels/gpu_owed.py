@@ -62,7 +62,8 @@ def land(anchor: torch.Tensor, sums: tuple[torch.Tensor, ...], count: int, lr: f
     at, rate = 0, host.float_(lr).item()
     for total in sums:
         piece = anchor[at : at + total.numel()]
-        mean = total.view(-1) / count + 0.0
+        # By a tensor: a device divides by a plain number through its reciprocal.
+        mean = total.view(-1) / torch.full_like(total.view(-1)[:1], count) + 0.0
         piece -= mean if lr == 1 else mean * rate
         total.view(-1).copy_(piece)
         at += total.numel()

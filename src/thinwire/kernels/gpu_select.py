@@ -17,6 +17,7 @@ from thinwire.kernels.gpu_words import halves, word
 from thinwire.kernels.reference import Key
 
 _BINS: tl.constexpr = tl.constexpr(256)
+_EVERY_BIT: tl.constexpr = tl.constexpr(reference.MASK32)
 _MAGNITUDE: tl.constexpr = tl.constexpr(reference.MAGNITUDE)
 
 
@@ -27,7 +28,7 @@ def _key(
     """Returns what is compared, uint32: the largest are kept."""
     if RANDOM:
         # The smallest words are the largest complements.
-        key = ~word(i, k0, k1)
+        key = word(i, k0, k1) ^ tl.full([], _EVERY_BIT, tl.uint32)
     else:
         bits = tl.load(v + i, mask=inside, other=0.0).to(tl.uint32, bitcast=True)
         key = bits & tl.full([], _MAGNITUDE, tl.uint32)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from thinwire import host
+from thinwire.errors import ConfigError
 from thinwire.kernels import reference
 
 # Triton infers the types inside a kernel; as annotations it suffers no names but its own.
@@ -26,6 +27,8 @@ BLOCK: tl.constexpr = tl.constexpr(reference.BLOCK)
 LANES: tl.constexpr = tl.constexpr(reference.LANES)
 TILE: tl.constexpr = tl.constexpr(1024)
 """Entries that one program holds at a time."""
+OLDEST = (3, 6)
+"""The first Triton whose float32 division, compiled, keeps subnormals."""
 SPAN = 1 << 14
 """Entries that one program walks over, where the order of sums does not decide otherwise."""
 
@@ -40,6 +43,15 @@ def kernel(function: _F) -> _F:
     given = inspect.signature(function).parameters
     plain = [name for name, p in given.items() if p.annotation == "Number"]
     return cast(_F, triton.jit(function, do_not_specialize=plain))
+
+
+def check_version() -> None:
+    """Raises a ConfigError where Triton is too old to round as the definition does."""
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        raise ConfigError(
+            f"Triton {triton.__version__} divides subnormal numbers otherwise than the CPU does; "
+            f"install {'.'.join(map(str, OLDEST))} or later, or a torch that brings it"
+        )
 
 
 def interpreted() -> bool:
