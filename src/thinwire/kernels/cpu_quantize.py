@@ -10,7 +10,7 @@ from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import put_block
 from thinwire.kernels.cpu_measure import group_of
 from thinwire.kernels.cpu_words import halves, word
-from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.numba_support import Array, Number, array, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
 from thinwire.kernels.reference import Key
 
@@ -35,7 +35,7 @@ def _uniform_bits(half: Number) -> Number:
 
 
 @kernel
-def _fill_uniforms(first: Number, k0: Number, k1: Number, out: Array) -> None:
+def _fill_uniforms(first: Number, k0: Number, k1: Number, out: Array, ahead: Number) -> None:
     """Writes 1 + r for out.size entries from flat position `first` on, r the uniform numbers."""
     raw = out.view(np.uint32)
     n = out.size
@@ -50,6 +50,8 @@ def _fill_uniforms(first: Number, k0: Number, k1: Number, out: Array) -> None:
                 w = word(np.uint32(base + np.uint32(j)), k0, k1)
                 low[j] = _uniform_bits(np.uint32(w & _LOW))
                 high[j] = _uniform_bits(np.uint32(w >> np.uint32(16)))
+            for j in range(0, 8 * _PAIR, 64):
+                prefetch(ahead + 4 * at + j)
             at += 2 * _PAIR
             continue
         # The rest of one half: its entries draw from words that follow each other.
@@ -95,7 +97,7 @@ def _quantize(
     g = group_of(starts, low)
     for first in range(low, high, _BLOCK):
         m = min(_BLOCK, high - first)
-        _fill_uniforms(first, k0, k1, uniforms[:m])
+        _fill_uniforms(first, k0, k1, uniforms[:m], v.ctypes.data + 4 * (first + m))
         at = 0
         while at < m:
             while starts[g + 1] <= first + at:
@@ -148,7 +150,7 @@ def _quantize_levels(
     g = group_of(starts, low)
     for first in range(low, high, _BLOCK):
         m = min(_BLOCK, high - first)
-        _fill_uniforms(first, k0, k1, uniforms[:m])
+        _fill_uniforms(first, k0, k1, uniforms[:m], v.ctypes.data + 4 * (first + m))
         at = 0
         while at < m:
             while starts[g + 1] <= first + at:

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.cpython.unsafe import numbers
 from numba.extending import intrinsic
@@ -34,6 +35,24 @@ def _pointer(typing: Any, address: Any) -> Any:
 
 pointer: Any = _pointer
 """Turns an address into a pointer, inside a kernel."""
+
+
+@intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _prefetch(typing: Any, address: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        place = builder.inttoptr(args[0], cgutils.voidptr_t)
+        # To be read, to be kept in every cache, data.
+        builder.call(call, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
+prefetch: Any = _prefetch
+"""Asks for the cache line at an address, inside a kernel; any address is safe to ask for."""
 
 carray: Any = numba.carray  # type: ignore[attr-defined]
 """Views memory at a pointer as an array of so many entries of a dtype, inside a kernel."""
