@@ -42,7 +42,8 @@ def _prefetch(typing: Any, address: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        module: Any = cgutils
+        call = module.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         place = builder.inttoptr(args[0], cgutils.voidptr_t)
         # To be read, to be kept in every cache, data.
         builder.call(call, [place, number(0), number(3), number(1)])
