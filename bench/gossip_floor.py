@@ -39,7 +39,7 @@ D, N, H, STEP_SIZE, BEFORE, AFTER = 256, 8, 5, 0.1, 150, 50
 OPERATORS: dict[str, Compressor] = {
     "exact": Identity(),
     **{
-        f"{bits} bits": QSGD(bits=bits, norm="max", scale="none", bucket=1024)
+        f"{bits} bits": QSGD(bits=bits, norm="max", scale="none", bucket=1024, coding="fixed")
         for bits in (8, 4, 3, 2)
     },
 }

@@ -70,7 +70,9 @@ def main() -> None:
             for r in measure(name, threads, options.repeats, SEED):
                 if first:
                     lines += ["", f"## {name}, {r['elements']:,} entries", ""]
-                    lines += ["| operation | threads | ms | copies | goal | torch | bytes | above |"]
+                    lines += [
+                        "| operation | threads | ms | copies | goal | torch | bytes | above |"
+                    ]
                     lines += ["|---|---|---|---|---|---|---|---|"]
                     first = False
                 lines.append(row(r, GOALS if (name, threads) == ("resnet50", 1) else {}))

@@ -226,7 +226,7 @@ def step_size(setting: Setting, step: int, steps: int) -> float:
 def worker(task: Task, stack: list[Tensor], rank: int) -> LocalSGD:
     # Its parameters are its slices of the stack: the local steps are taken there, for all at once.
     s, params = task.setting, [nn.Parameter(p[rank]) for p in stack]
-    operator = QSGD(bits=s.bits, norm="max", scale="none", bucket=1024)
+    operator = QSGD(bits=s.bits, norm="max", scale="none", bucket=1024, coding="fixed")
     inner = torch.optim.SGD(params, lr=s.lr)
     return LocalSGD(
         params,

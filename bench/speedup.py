@@ -48,7 +48,7 @@ STEPS = 4620
 
 TUNED_N = 2
 MULTIPLES = (0.7, 1.0, 1.2, 1.4, 2.0, 4.0, 8.0)
-OPERATOR = QSGD(bits=8, norm="max", scale="none", bucket=1024)
+OPERATOR = QSGD(bits=8, norm="max", scale="none", bucket=1024, coding="fixed")
 EXCHANGES: dict[str, Exchange] = {
     "ring": Ring(form="ring"),
     "gossip": Gossip(),

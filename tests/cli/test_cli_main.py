@@ -33,6 +33,8 @@ def test_help_names_every_command_and_fits_80_columns(run):
         assert (code, err) == (0, "")
         for command in app.registered_commands:
             assert (command.name or command.callback.__name__) in out
+        for group in app.registered_groups:
+            assert group.name in out
         assert max(len(line) for line in out.splitlines()) <= 80
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from thinwire import host, kernels
 from thinwire.cli import bench_torch as plain
 from thinwire.cli.shapes import gpt2, resnet50
-from thinwire.compress import QSGD, TopK
+from thinwire.compress import QSGD, Codes, TopK
 from thinwire.exchange import Here
 from thinwire.exchange.feedback import say_owed
 from thinwire.flat import Spans
@@ -122,6 +122,7 @@ def level_bytes(codes: Tensor) -> float:
 
 def _cases(u: Tensor, spans: Spans, seed: int) -> Iterator[Case]:
     yield from _quantizers(u)
+    yield from _others(u)
     yield from _selections(u, spans)
     yield from _steps(u, spans, seed)
 
@@ -166,6 +167,36 @@ def _quantizers(u: Tensor) -> Iterator[Case]:
         lambda: plain.sign(u),
         d / 8,
     )
+
+
+def _others(u: Tensor) -> Iterator[Case]:
+    """What the other operators are made of."""
+    table, d, one = kernels.active(), len(u), host.ints([0, len(u)])
+    blocks = torch.cat([torch.arange(0, d, 1024), host.ints([d])])
+    low, high = table.extrema(u, blocks)
+    step = (high - low) / 255
+    yield Case("extrema, buckets of 1024", lambda: _none(table.extrema(u, blocks)))
+    yield Case(
+        "Levels, 255 steps, buckets of 1024",
+        lambda: len(table.quantize_levels(u, blocks, low, step, 255, KEY)),
+    )
+    packed = table.quantize(u, blocks, table.norms(u, blocks, "max"), 7, KEY)
+    units = (table.norms(u, blocks, "max") / 7).double()
+    at = packed, 4, blocks, -7 * units, units
+    codes = level_bytes(table.unpack(packed, d, 4))
+    coded = table.encode_codes(packed, d, 4)
+    yield Case("fit of 4-bit codes", lambda: _none(table.fit(u, *at)))
+    yield Case("decode of 4-bit codes", lambda: _none(table.decode(*at)))
+    yield Case(
+        "entropy-code 4-bit codes", lambda: len(table.encode_codes(packed, d, 4)), entropy=codes
+    )
+    yield Case("decode the entropy code", lambda: _none(table.decode_codes(coded, d, 4, 14)))
+    yield Case("two levels", lambda: len(table.two_levels(u, one)[0]))
+    width = 1 << (d - 1).bit_length()
+    turned = host.ints([0, width])
+    yield Case("random rotation", lambda: _none(table.hadamard(u, one, turned, KEY, False)))
+    k = host.ints([max(1, d // 100)])
+    yield Case("rand-k, 1 %", lambda: _none(table.randk(one, k, KEY)))
 
 
 def _selections(u: Tensor, spans: Spans) -> Iterator[Case]:
@@ -219,7 +250,8 @@ def _steps(u: Tensor, spans: Spans, seed: int) -> Iterator[Case]:
         return len(saying.frame)
 
     counts = C.layout(spans).counts
-    kept = int(counts.sum())
+    first = C.payload_of(C.keep(Owed(anchor, params), here.key, spans))
+    assert isinstance(first.values, Codes)
     places = sum(
         choose_bytes(length, k) for length, k in zip(spans.sizes, counts.tolist(), strict=True)
     )
@@ -227,7 +259,7 @@ def _steps(u: Tensor, spans: Spans, seed: int) -> Iterator[Case]:
         "whole step: TopK 1 % >> 4-bit, framed",
         step,
         lambda: plain.step(anchor, params, peers, spans.starts, counts, 7),
-        places + kept / 2,
+        places + level_bytes(first.values.codes),
     )
 
 
