@@ -2,8 +2,8 @@
 
     python bench/kernels.py [--sizes resnet50] [--threads 1,2] [--repeats 7]
 
-The table is `thinwire bench kernels`, with the goals beside it. Ratios are medians of one run; quote
-them from an otherwise idle machine. All sizes together take about six minutes.
+The table is `thinwire bench kernels`, with the goals beside it. Ratios are medians of one run;
+quote them from an otherwise idle machine. All sizes together take about six minutes.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def main() -> None:
         f"{datetime.now(timezone.utc):%Y-%m-%d}, `python bench/kernels.py --sizes {options.sizes} "
         f"--threads {options.threads} --repeats {options.repeats}`, seed {SEED}. {described}.",
         "",
-        "Medians. copies: times a `y.copy_(x)` of the same vector, run in turn with it; torch: how many",
-        "times slower plain torch is; above: bytes beside the entropy. Vectors are N(0, 1).",
+        "Medians. copies: times a `y.copy_(x)` of the same vector, run in turn with it; torch: how",
+        "many times slower plain torch is; above: bytes beside the entropy. Vectors are N(0, 1).",
     ]
     for name in options.sizes.split(","):
         first = True
