@@ -22,10 +22,10 @@ from thinwire.kernels.parallel import each_stretch, stretches
 
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _EVERY_BIT = np.uint32(reference.MASK32)
-_BLOCK = reference.BLOCK
+_PART = 1 << 14
 _LINE = 64
-_DRAWN = 16
-_LINES = 4096
+_DRAWN = 32
+_LINES = 2048
 _WHOLE = 256
 
 
@@ -117,14 +117,14 @@ def _compact(
     plain: Array, owed: Any, pieces: Array, owner: Array, bounds: Array, counts: Array,
     offsets: Array, first: Number, last: Number, index: Array, raw: Array, found: Array,
 ) -> None:  # fmt: skip
-    scratch = np.empty(_BLOCK, np.float32)
+    scratch = np.empty(_PART, np.float32)
     for p in range(first, last):
         g = owner[p]
         m, equal = 0, 0
         room = slice(offsets[p], offsets[p + 1])
         at = pieces[p]
         while at < pieces[p + 1] and counts[g] and m >= 0:
-            upto = min(at + _BLOCK, pieces[p + 1])
+            upto = min(at + _PART, pieces[p + 1])
             if plain.size:
                 upto = pieces[p + 1]
                 block = plain[at:upto]
