@@ -88,42 +88,6 @@ def _round_signed(x: Array, norm: Number, top: Number, r: Array, codes: Array) -
 
 
 @kernel
-def _quantize(
-    v: Array, starts: Array, norms: Array, top: Number, width: Number,
-    k0: Number, k1: Number, low: Number, high: Number, out: Array,
-) -> None:  # fmt: skip
-    scratch = np.empty(_BLOCK, np.uint16)
-    uniforms = np.empty(_BLOCK, np.float32)
-    g = group_of(starts, low)
-    for first in range(low, high, _BLOCK):
-        m = min(_BLOCK, high - first)
-        _fill_uniforms(first, k0, k1, uniforms[:m], v.ctypes.data + 4 * (first + m))
-        at = 0
-        while at < m:
-            while starts[g + 1] <= first + at:
-                g += 1
-            upto = min(m, starts[g + 1] - first)
-            x = v[first + at : first + upto]
-            _round_signed(x, norms[g], top, uniforms[at:upto], scratch[at:upto])
-            at = upto
-        put_block(scratch[:m], width, out[first // 8 * width :])
-
-
-def quantize(
-    v: torch.Tensor, starts: torch.Tensor, norms: torch.Tensor, levels: int, key: Key
-) -> torch.Tensor:
-    """Agrees bit for bit with `reference.quantize`."""
-    checks.check_vector(v, starts)
-    checks.check_per_group(starts, norms)
-    checks.check_levels(levels)
-    width, top = (2 * levels).bit_length(), np.float32(levels)
-    out = host.empty(checks.packed_bytes(v.numel(), width), torch.uint8)
-    given, data = (array(v), array(starts), array(norms), top, width, *halves(key)), out.numpy()
-    each_stretch(v.numel(), lambda low, high: _quantize(*given, low, high, data))
-    return out
-
-
-@kernel
 def _round_up(x: Array, lo: Number, step: Number, top: Number, r: Array, codes: Array) -> None:
     c = np.float32(0.5) if step >= _ONE else _ONE
     width = np.float32(step * c)
@@ -141,10 +105,11 @@ def _round_up(x: Array, lo: Number, step: Number, top: Number, r: Array, codes: 
 
 
 @kernel
-def _quantize_levels(
-    v: Array, starts: Array, lo: Array, step: Array, top: Number, width: Number,
+def _quantize(
+    v: Array, starts: Array, lows: Array, scales: Array, top: Number, width: Number,
     k0: Number, k1: Number, low: Number, high: Number, out: Array,
 ) -> None:  # fmt: skip
+    """Rounds and packs: by norms where there are no lows, else upwards from the lows by steps."""
     scratch = np.empty(_BLOCK, np.uint16)
     uniforms = np.empty(_BLOCK, np.float32)
     g = group_of(starts, low)
@@ -157,9 +122,34 @@ def _quantize_levels(
                 g += 1
             upto = min(m, starts[g + 1] - first)
             x = v[first + at : first + upto]
-            _round_up(x, lo[g], step[g], top, uniforms[at:upto], scratch[at:upto])
+            if lows.size:
+                _round_up(x, lows[g], scales[g], top, uniforms[at:upto], scratch[at:upto])
+            else:
+                _round_signed(x, scales[g], top, uniforms[at:upto], scratch[at:upto])
             at = upto
         put_block(scratch[:m], width, out[first // 8 * width :])
+
+
+def _rounded(
+    v: torch.Tensor, starts: torch.Tensor, lows: Array, scales: torch.Tensor,
+    levels: int, most: int, key: Key,
+) -> torch.Tensor:  # fmt: skip
+    width = most.bit_length()
+    out = host.empty(checks.packed_bytes(v.numel(), width), torch.uint8)
+    given = array(v), array(starts), lows, array(scales), np.float32(levels), width, *halves(key)
+    data = out.numpy()
+    each_stretch(v.numel(), lambda low, high: _quantize(*given, low, high, data))
+    return out
+
+
+def quantize(
+    v: torch.Tensor, starts: torch.Tensor, norms: torch.Tensor, levels: int, key: Key
+) -> torch.Tensor:
+    """Agrees bit for bit with `reference.quantize`."""
+    checks.check_vector(v, starts)
+    checks.check_per_group(starts, norms)
+    checks.check_levels(levels)
+    return _rounded(v, starts, np.empty(0, np.float32), norms, levels, 2 * levels, key)
 
 
 def quantize_levels(
@@ -174,12 +164,7 @@ def quantize_levels(
     checks.check_vector(v, starts)
     checks.check_per_group(starts, lo, step)
     checks.check_unsigned_levels(levels)
-    width, top = levels.bit_length(), np.float32(levels)
-    out = host.empty(checks.packed_bytes(v.numel(), width), torch.uint8)
-    given = array(v), array(starts), array(lo), array(step), top, width, *halves(key)
-    data = out.numpy()
-    each_stretch(v.numel(), lambda low, high: _quantize_levels(*given, low, high, data))
-    return out
+    return _rounded(v, starts, array(lo), step, levels, levels, key)
 
 
 @kernel
