@@ -269,3 +269,35 @@ def test_a_device_chooses_its_table_and_use_overrides_it(gpu: Kernels) -> None:
     with pytest.raises(ValueError, match="reference, cpu, gpu"), kernels.use("tpu"):
         pass
     assert issubclass(ConfigError, ValueError)
+
+
+def test_what_goes_by_way_of_the_host_agrees_and_changes_what_it_is_given(gpu: Kernels) -> None:
+    def given(device: torch.device) -> kernels.Owed:
+        v = [vector("normal", n).to(device) for n in (300, 300, 300)]
+        return kernels.Owed(v[0] * 2, (v[1][:100], v[1][100:] + 1), v[2] * 0.1, 0.9)
+
+    mine, defined = given(DEVICE), given(host.CPU)
+    starts, counts = torch.tensor([0, 100, 300]), torch.tensor([3, 7])
+    agree(gpu.owe(mine), reference.owe(defined))
+    picked, chosen = gpu.pick(mine, starts, counts), reference.pick(defined, starts, counts)
+    for part, meant in zip(picked, chosen, strict=True):
+        assert part.device == DEVICE
+        agree(part, meant)
+    gpu.settle(mine, picked[0], picked[1] * 0.5)
+    reference.settle(defined, chosen[0], chosen[1] * 0.5)
+    gpu.scatter(mine.params, *picked)
+    reference.scatter(defined.params, *chosen)
+    gpu.land(mine.anchor, mine.params, 3, 0.7)
+    reference.land(defined.anchor, defined.params, 3, 0.7)
+    assert mine.residual is not None
+    assert defined.residual is not None
+    for part, meant in (
+        (mine.residual, defined.residual),
+        (mine.anchor, defined.anchor),
+        *zip(mine.params, defined.params, strict=True),
+    ):
+        agree(part, meant)
+    packed, levels = gpu.two_levels(mine.anchor, starts)
+    assert packed.device == DEVICE
+    agree(packed, reference.two_levels(defined.anchor, starts)[0])
+    agree(levels, reference.two_levels(defined.anchor, starts)[1])

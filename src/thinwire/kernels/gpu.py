@@ -2,8 +2,7 @@
 
 What is as long as a vector stays on the vector's device: vectors, codes, indices. What there is
 one of for each group is given and answered on the host. Index streams are bytes of a frame and
-are coded on the host, as streams of codes are; they are the `cpu` table's. So is `two_levels`,
-whose vector is brought: what follows a sparsifier is short, a dense `TwoLevel` moves every entry.
+are coded on the host, as streams of codes are; they are the `cpu` table's.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from thinwire.kernels.cpu import decode_codes, decode_index, encode_codes, encod
 from thinwire.kernels.gpu_codes import largest_code, pack, unpack
 from thinwire.kernels.gpu_decode import accumulate, accumulate_codes, decode, fit
 from thinwire.kernels.gpu_measure import extrema, first_nonfinite, norms
-from thinwire.kernels.gpu_owed import land, owe, pick, scatter, settle
 from thinwire.kernels.gpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.gpu_rotate import hadamard
 from thinwire.kernels.gpu_select import gather, randk, topk
@@ -43,27 +41,26 @@ __all__ = [
     "gather",
     "hadamard",
     "interpreted",
-    "land",
     "largest_code",
     "norms",
-    "owe",
     "pack",
-    "pick",
     "quantize",
     "quantize_levels",
     "randk",
-    "scatter",
-    "settle",
     "signs",
     "topk",
     "unpack",
     "words",
 ]
 
+BY_WAY_OF_HOST = ("owe", "pick", "settle", "scatter", "land", "two_levels", "look_up")
+"""What no round on a device needs as a whole: rounds in place run on the host, and two levels are
+fitted to the few values that a sparsifier keeps (a dense `TwoLevel` moves every entry)."""
+
 
 def bound(operation: str, device: torch.device) -> Callable[..., Any]:
     """Returns an operation for vectors on that device, where it needs to be told which."""
-    if operation in ("two_levels", "look_up"):
+    if operation in BY_WAY_OF_HOST:
         return wrapped(operation, getattr(cpu, operation), device)
     call: Callable[..., Any] = globals()[operation]
     return functools.partial(call, device=device) if call in (words, randk) else call
