@@ -64,15 +64,15 @@ def lean_round(
     saying, bound = say_owed(owed, here), said_bound(here)
     frames = yield from turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
     bodies = hear(frames, here)
+    payload = saying.payload
+    assert payload is not None
     in_place = all(p.dtype == torch.float32 and p.is_contiguous() for p in params)
     direction = None
-    if not in_place or _may_overflow(bodies, here):
+    if not in_place or _may_overflow(bodies, payload, here):
         readers = [here.reader(body, rank) for rank, body in enumerate(bodies)]
         direction = mean(readers, here)
 
     # From here on nothing can fail.
-    payload = saying.payload
-    assert payload is not None
     table = kernels.active()
     if residual is not None and payload.index is not None:
         table.settle(owed, payload.index, C.values(payload))
@@ -81,8 +81,7 @@ def lean_round(
         for total in sums:
             total.zero_()
         for rank, body in enumerate(bodies):
-            # What this worker said, its hearers decode to the same bits.
-            heard = payload if rank == here.rank else _read(body, rank, here)
+            heard = _read(body, rank, payload, here)
             assert heard.index is not None
             table.scatter(sums, heard.index, C.values(heard))
             del heard
@@ -93,18 +92,21 @@ def lean_round(
     return replace(state, round=state.round + 1)
 
 
-def _may_overflow(bodies: list[memoryview], here: Here) -> bool:
+def _may_overflow(bodies: list[memoryview], own: Payload, here: Here) -> bool:
     """Returns whether the sum of these messages may leave float32; reads each of them whole."""
     C, most = here.compressor, 0.0
     for rank, body in enumerate(bodies):
-        values = C.values(_read(body, rank, here))
+        values = C.values(_read(body, rank, own, here))
         most += float(kernels.active().norms(values, host.ints([0, len(values)]), "max"))
         # Let go before the next is read: two side by side would be some hundredths of a vector.
         del values
     return not most < LARGEST
 
 
-def _read(body: memoryview, rank: int, here: Here) -> Payload:
+def _read(body: memoryview, rank: int, own: Payload, here: Here) -> Payload:
+    if rank == here.rank:
+        # What this worker said, its hearers decode to the same bits.
+        return own
     reader = here.reader(body, rank)
     payload = unpack(reader, here.compressor, here.spans, here.key_of(rank))
     reader.end()
