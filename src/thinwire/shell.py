@@ -252,13 +252,12 @@ class LocalSGD(torch.optim.Optimizer):
         # What a learning-rate scheduler looks at, which only wraps `step`.
         self._opt_called = True
         self._local += 1
-        here = self._here()
         over = self.due is not None and self.due(self._local)
-        if over or self._local >= H_at(self.H, here.round, here.key):
+        if over or self._local >= H_at(self.H, self.round, self._key()):
             yield from self.sync_talk(called=False)
-        else:
+        elif self.exchange.pace == "own":
             state = self._state
-            mem = yield from self.exchange.attend(state.anchor, state.mem, here)
+            mem = yield from self.exchange.attend(state.anchor, state.mem, self._here())
             self._state = replace(state, mem=mem)
         return loss
 
@@ -395,10 +394,12 @@ class LocalSGD(torch.optim.Optimizer):
         self._state = replace(self._state, mem=self.exchange.init(self._here()))
 
     def _here(self) -> Here:
-        round = self._state.round
-        key = Key(self.seed, round, self._rank)
-        seat = self._rank, self._N, round, key, self.compressor, self.spans, self._run
+        C, spans = self.compressor, self.spans
+        seat = self._rank, self._N, self.round, self._key(), C, spans, self._run
         return Here(*seat, H=self.H, device=self._device)
+
+    def _key(self) -> Key:
+        return Key(self.seed, self.round, self._rank)
 
     def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""

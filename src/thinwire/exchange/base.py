@@ -115,7 +115,10 @@ class Exchange(Value, ABC):
         """
 
     def attend(self, anchor: Tensor, mem: Memory, here: Here) -> Generator[Ask, Answer, Memory]:
-        """Does what this rank owes the others after a local step at which it does not speak."""
+        """Does what this rank owes the others after a local step at which it does not speak.
+
+        Only ranks that speak at gaps of their own owe anything then; others are not asked.
+        """
         yield from ()
         return mem
 
