@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from published import ran_on
 from torch import Tensor
 
 from thinwire import QSGD, Key, Sign, Ternary, TopK, TwoLevel
-from thinwire.cli.output import machine
 from thinwire.compress import Codes, Compressor
 from thinwire.kernels import cpu
 from thinwire.wire.body import pack
@@ -116,7 +116,7 @@ def main() -> None:
     v = torch.randn(d, generator=torch.Generator().manual_seed(SEED))
     y = torch.empty_like(v)
     copy, _ = least(lambda: y.copy_(v))
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     lines = [
         "# What codes weigh, and what they cost",
         "",

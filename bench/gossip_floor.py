@@ -23,9 +23,9 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from published import publish, ran_on
 from torch import Tensor
 
-from thinwire.cli.output import machine
 from thinwire.compress import QSGD, Compressor, Identity
 from thinwire.errors import NonFiniteError
 from thinwire.exchange import DPSGD, Exchange, Gossip, Here
@@ -198,7 +198,7 @@ def main() -> None:
     equal, equal_rests = table(False, chosen.seeds)
     apart, apart_rests = table(True, chosen.seeds)
     mixings = mixing_table(chosen.seeds)
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     text = "\n".join(
         [
             "# Where gossip comes to rest: quantized differences against quantized models",
@@ -238,8 +238,7 @@ def main() -> None:
             "",
         ]
     )
-    chosen.out.write_text(text)
-    print(text)
+    publish(text, chosen.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from thinwire.cli.output import machine
+from published import publish, ran_on
 
 TESTS = Path(__file__).parents[1] / "tests"
 for folder in ("", "hub", "peers"):
@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="thinwire-fuzz-") as folder:
         codes = check_fuzz(Path(folder), chosen.messages)
     took, grown = time.monotonic() - began, resident() - before
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     text = "\n".join(
         [
             "# Altered and random messages against a live hub",
@@ -51,8 +51,7 @@ def main() -> None:
             "",
         ]
     )
-    chosen.out.write_text(text)
-    print(text)
+    publish(text, chosen.out)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from typing import Any
 
 import grpc
 import torch
+from published import publish, ran_on
 
 import thinwire as tw
-from thinwire.cli.output import machine
 from thinwire.flat import Spans
 from thinwire.hub import rpc
 from thinwire.hub.hub_pb2 import Down, Hello, Piece, Up
@@ -272,7 +272,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     results = measure(chosen)
-    about = ", ".join(f"{k} {v}" for k, v in {**machine(), "grpcio": grpc.__version__}.items())
+    about = ran_on(grpcio=grpc.__version__)
     text = "\n".join(
         [
             "# Load on one hub, beside a plain gRPC echo",
@@ -293,8 +293,7 @@ def main() -> None:
             "",
         ]
     )
-    chosen.out.write_text(text)
-    print(text)
+    publish(text, chosen.out)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ from mnist_convex import (
     row,
     table,
 )
+from published import publish_goals, ran_on
 
 from thinwire.cli.mnist import Setting
-from thinwire.cli.output import machine
 
 GAPS = (8, 32)
 SCHEMES = [
@@ -102,7 +102,7 @@ def main() -> None:
         "a": [row(s, protocol_a(s)[0], done) for s in SCHEMES],
         "b": [best([row(s, setting, done) for setting in protocol_b(s)]) for s in SCHEMES],
     }
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     text = "\n".join(
         [
             "# MNIST softmax regression, asynchronous: uplink to test error 0.10",
@@ -132,10 +132,7 @@ def main() -> None:
             "",
         ]
     )
-    chosen.out.write_text(text)
-    print(text)
-    if "MISSED" in text:
-        raise SystemExit("a goal is missed; see the table")
+    publish_goals(text, chosen.out)
 
 
 if __name__ == "__main__":

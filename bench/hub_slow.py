@@ -16,11 +16,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
 
+from published import publish, ran_on
+
 from thinwire.cli.demo_hub import demo_settings
 from thinwire.cli.demo_train import save_digits
 from thinwire.cli.hub_gang import HubGang
 from thinwire.cli.hub_worker import HubJob, WorkerJob
-from thinwire.cli.output import machine
 from thinwire.hub.dial import Dial
 
 PAUSE, H, GOAL = 0.05, 4, 0.95
@@ -72,7 +73,7 @@ def main() -> None:
         rows.append(f"| {turn} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
         print(rows[-1], flush=True)
     met = "met" if mean(ratios) >= GOAL else "MISSED"
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     text = "\n".join(
         [
             "# One slow worker among three",
@@ -89,8 +90,7 @@ def main() -> None:
             "",
         ]
     )
-    chosen.out.write_text(text)
-    print(text)
+    publish(text, chosen.out)
 
 
 if __name__ == "__main__":

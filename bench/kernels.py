@@ -13,8 +13,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from published import ran_on
+
 from thinwire.cli.bench_kernels import measure
-from thinwire.cli.output import machine
 
 SEED = 0
 GOALS = {
@@ -54,12 +55,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("RESULTS-kernels.md"))
     options = parser.parse_args()
-    described = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     lines = [
         "# Every kernel beside a copy and plain torch",
         "",
         f"{datetime.now(timezone.utc):%Y-%m-%d}, `python bench/kernels.py --sizes {options.sizes} "
-        f"--threads {options.threads} --repeats {options.repeats}`, seed {SEED}. {described}.",
+        f"--threads {options.threads} --repeats {options.repeats}`, seed {SEED}. {about}.",
         "",
         "Medians. copies: times a `y.copy_(x)` of the same vector, run in turn with it; torch: how",
         "many times slower plain torch is; above: bytes beside the entropy. Vectors are N(0, 1).",

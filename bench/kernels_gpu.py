@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from published import ran_on
 from torch import Tensor
 
 from thinwire import host, kernels
-from thinwire.cli.output import machine
 from thinwire.compress import QSGD, TopK
 from thinwire.flat import Spans
 from thinwire.keys import Key
@@ -174,7 +174,7 @@ def table_of(results: list[Result], device: str) -> str:
         "# Triton kernels, timed on a device",
         "",
         f"{datetime.now(timezone.utc):%Y-%m-%d}, `python bench/kernels_gpu.py`, on {device}. "
-        + ", ".join(f"{name} {value}" for name, value in machine().items())
+        + ran_on()
         + ".",
         "",
         "| operation | elements | ms | copies of the vector | plain torch / ours | bytes |",

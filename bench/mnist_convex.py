@@ -23,10 +23,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from published import publish_goals, ran_on
 
 from thinwire.cli.idx import load_mnist
 from thinwire.cli.mnist import D, Setting, train
-from thinwire.cli.output import machine
 
 SEEDS = range(5)
 STEP_SIZES = (0.3, 0.75, 1.0, 1.5)
@@ -191,7 +191,7 @@ def main() -> None:
     done = measure(chosen.data, chosen.log, chosen.processes)
     a = [row(s, protocol_a(s)[0], done) for s in SCHEMES]
     b = [best([row(s, setting, done) for setting in protocol_b(s)]) for s in SCHEMES]
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     topk = [r for r in b if r.name.startswith("TopK")]
     most_local = [r for r in b if r.name == "SignTopK H=32"]
     text = "\n".join(
@@ -223,10 +223,7 @@ def main() -> None:
             "",
         ]
     )
-    chosen.out.write_text(text)
-    print(text)
-    if "MISSED" in text:
-        raise SystemExit("a goal is missed; see the table")
+    publish_goals(text, chosen.out)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from published import ran_on
 from torch import Tensor, nn
 
 from thinwire.cli.idx import Digits, load_mnist
-from thinwire.cli.output import machine
 from thinwire.compress import QSGD
 from thinwire.errors import NonFiniteError
 from thinwire.exchange import DPSGD, Exchange, Gossip, Ring
@@ -470,7 +470,7 @@ def report(runs: Runs, base: Setting, seeds: int, command: str) -> str:
         for method in ("gossip, ring graph", "models, ring graph")
         for b in BITS
     }
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     d = runs.get("vanilla", False, tables[False][0].lr)["d"]
     return "\n".join(
         [

@@ -28,9 +28,9 @@ from statistics import mean, stdev
 import matplotlib as mpl
 import numpy as np
 import torch
+from published import publish, ran_on
 from torch import Tensor
 
-from thinwire.cli.output import machine
 from thinwire.compress import QSGD
 from thinwire.exchange import Exchange, Gossip, Here, Ring
 from thinwire.exchange.driver import lockstep
@@ -321,7 +321,7 @@ def main() -> None:
     table = tuned(done, chosen.seeds)
     picture = chosen.out.with_name(chosen.out.stem.removeprefix("RESULTS-") + ".png")
     plot(grids, picture)
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ran_on()
     about_seeds = f"seeds 0 to {chosen.seeds - 1}, mean +- standard deviation"
     more = "" if chosen.seeds == 3 else f" --seeds {chosen.seeds}"
     lines = [
@@ -367,8 +367,7 @@ def main() -> None:
         "",
     ]
     text = "\n".join(lines)
-    chosen.out.write_text(text)
-    print(text)
+    publish(text, chosen.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""How every bench ends: what it ran on, and its table in a file and on the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thinwire.cli.output import machine
+
+
+def ran_on(**more: str) -> str:
+    """Returns what a reader of a figure must know of the machine, and of more, in one line."""
+    return ", ".join(f"{name} {value}" for name, value in {**machine(), **more}.items())
+
+
+def publish(text: str, out: Path) -> None:
+    """Writes the table to its file and shows it."""
+    out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def publish_goals(text: str, out: Path) -> None:
+    """The same, and fails where a goal is missed."""
+    publish(text, out)
+    if "MISSED" in text:
+        raise SystemExit("a goal is missed; see the table")
