@@ -8,7 +8,7 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import put_block
-from thinwire.kernels.cpu_measure import group_of
+from thinwire.kernels.cpu_measure import L1, add_up, combine, group_of, total
 from thinwire.kernels.cpu_words import halves, word
 from thinwire.kernels.numba_support import Array, Number, array, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
@@ -16,6 +16,8 @@ from thinwire.kernels.reference import Key
 
 _BLOCK = reference.BLOCK
 _PAIR = reference.PAIR
+_CHUNK = reference.CHUNK
+_LANES = reference.LANES
 _LOW = np.uint32(0xFFFF)
 _SHIFT = np.uint32(7)
 _HALFWAY = np.uint32(0x3F800040)
@@ -168,25 +170,57 @@ def quantize_levels(
 
 
 @kernel
-def _signs(v: Array, low: Number, high: Number, out: Array) -> None:
+def _put_signs(x: Array, out: Array) -> None:
+    """Packs the signs of one block, at most 4096 entries, as codes of one bit."""
+    zero = np.float32(0)
+    S = out.size
+    if x.size < 8 * S:
+        out[:] = 0
+        for i in range(x.size):
+            if x[i] >= zero:
+                out[i % S] |= np.uint8(1 << i // S)
+        return
+    a, b, c, d = x[:S], x[S : 2 * S], x[2 * S : 3 * S], x[3 * S : 4 * S]
+    e, f, g, h = x[4 * S : 5 * S], x[5 * S : 6 * S], x[6 * S : 7 * S], x[7 * S : 8 * S]
+    for j in range(S):
+        bits = np.uint8(1) if a[j] >= zero else np.uint8(0)
+        bits |= np.uint8(2) if b[j] >= zero else np.uint8(0)
+        bits |= np.uint8(4) if c[j] >= zero else np.uint8(0)
+        bits |= np.uint8(8) if d[j] >= zero else np.uint8(0)
+        bits |= np.uint8(16) if e[j] >= zero else np.uint8(0)
+        bits |= np.uint8(32) if f[j] >= zero else np.uint8(0)
+        bits |= np.uint8(64) if g[j] >= zero else np.uint8(0)
+        bits |= np.uint8(128) if h[j] >= zero else np.uint8(0)
+        out[j] = bits
+
+
+@kernel
+def _signs(v: Array, starts: Array, low: Number, high: Number, slots: Array, out: Array) -> None:
+    # A block is packed while it is still in the cache from being summed up.
+    lanes = np.zeros(_LANES, np.float64)
+    g = group_of(starts, low)
     for first in range(low, high, _BLOCK):
-        x = v[first : min(high, first + _BLOCK)]
-        bytes_ = out[first // 8 : first // 8 + (x.size + 7) // 8]
-        S = bytes_.size
-        for row in range(8):
-            part = x[min(x.size, row * S) : min(x.size, (row + 1) * S)]
-            bit = np.uint8(1 << row)
-            if row == 0:
-                for j in range(S):
-                    bytes_[j] = bit if part[j] >= np.float32(0) else np.uint8(0)
-            else:
-                for j in range(part.size):
-                    bytes_[j] |= bit if part[j] >= np.float32(0) else np.uint8(0)
+        end = min(high, first + _BLOCK)
+        at = first
+        while at < end:
+            while starts[g + 1] <= at:
+                g += 1
+            upto = min(end, starts[g + 1])
+            add_up(v[at:upto], at, False, lanes)
+            if upto == starts[g + 1] or upto % _CHUNK == 0:
+                slots[g + at // _CHUNK] = total(lanes)
+                lanes[:] = 0.0
+            at = upto
+        _put_signs(v[first:end], out[first // 8 : (end + 7) // 8])
 
 
-def signs(v: torch.Tensor) -> torch.Tensor:
+def signs(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.signs`."""
+    checks.check_vector(v, starts)
     out = host.empty(checks.packed_bytes(v.numel(), 1), torch.uint8)
-    a, data = array(v), out.numpy()
-    each_stretch(v.numel(), lambda low, high: _signs(a, low, high, data))
-    return out
+    sums = host.empty(starts.numel() - 1)
+    a, cuts, data = array(v), array(starts), out.numpy()
+    slots = np.empty(sums.numel() + v.numel() // _CHUNK + 1, np.float64)
+    each_stretch(v.numel(), lambda low, high: _signs(a, cuts, low, high, slots, data))
+    combine(slots, cuts, L1, sums.numpy())
+    return out, sums
