@@ -10,7 +10,7 @@ from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import put_block
 from thinwire.kernels.cpu_measure import L1, add_up, combine, group_of, total
 from thinwire.kernels.cpu_words import halves, word
-from thinwire.kernels.numba_support import Array, Number, array, kernel, prefetch
+from thinwire.kernels.numba_support import Array, Number, array, inlined, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
 from thinwire.kernels.reference import Key
 
@@ -22,6 +22,10 @@ _LOW = np.uint32(0xFFFF)
 _SHIFT = np.uint32(7)
 _HALFWAY = np.uint32(0x3F800040)
 _ONE = np.float32(1)
+# What is rounded at a time, and asked for ahead, so that all of it stays in the first cache.
+_PART = 1024
+_AHEAD = 8192
+_SMALL = np.float32(2.0**-100)
 
 
 @kernel
@@ -66,13 +70,22 @@ def _fill_uniforms(first: Number, k0: Number, k1: Number, out: Array, ahead: Num
         at = upto
 
 
+@inlined
+def _to_codes(x: Array, rate: Number, top: Number, r: Array, codes: Array, n: Number) -> None:
+    for j in range(n):
+        q = np.floor(np.float32(np.float32(x[j] * rate) + np.float32(r[j] - _ONE)))
+        q = q if q < top else top
+        q = q if q > -top else -top
+        codes[j] = np.uint16(np.int32(q) + np.int32(top))
+
+
 @kernel
 def _round_signed(x: Array, norm: Number, top: Number, r: Array, codes: Array) -> None:
     levels = np.int32(top)
     if norm == 0:
         codes[:] = levels
         return
-    lift = np.float32(2.0**100) if norm < np.float32(2.0**-100) else _ONE
+    lift = np.float32(2.0**100) if norm < _SMALL else _ONE
     rate = np.float32(top / np.float32(norm * lift))
     if lift != _ONE:
         for j in range(x.size):
@@ -82,11 +95,7 @@ def _round_signed(x: Array, norm: Number, top: Number, r: Array, codes: Array) -
             q = q if q > -top else -top
             codes[j] = np.uint16(np.int32(q) + levels)
         return
-    for j in range(x.size):
-        q = np.floor(np.float32(np.float32(x[j] * rate) + np.float32(r[j] - _ONE)))
-        q = q if q < top else top
-        q = q if q > -top else -top
-        codes[j] = np.uint16(np.int32(q) + levels)
+    _to_codes(x, rate, top, r, codes, x.size)
 
 
 @kernel
@@ -113,22 +122,37 @@ def _quantize(
 ) -> None:  # fmt: skip
     """Rounds and packs: by norms where there are no lows, else upwards from the lows by steps."""
     scratch = np.empty(_BLOCK, np.uint16)
-    uniforms = np.empty(_BLOCK, np.float32)
+    uniforms = np.empty(_PART, np.float32)
+    ahead = v.ctypes.data + _AHEAD
     g = group_of(starts, low)
     for first in range(low, high, _BLOCK):
         m = min(_BLOCK, high - first)
-        _fill_uniforms(first, k0, k1, uniforms[:m], v.ctypes.data + 4 * (first + m))
-        at = 0
-        while at < m:
-            while starts[g + 1] <= first + at:
-                g += 1
-            upto = min(m, starts[g + 1] - first)
-            x = v[first + at : first + upto]
-            if lows.size:
-                _round_up(x, lows[g], scales[g], top, uniforms[at:upto], scratch[at:upto])
-            else:
-                _round_signed(x, scales[g], top, uniforms[at:upto], scratch[at:upto])
-            at = upto
+        while starts[g + 1] <= first:
+            g += 1
+        if not lows.size and first + _BLOCK <= starts[g + 1] and scales[g] >= _SMALL:
+            # The common case, a block of one group, in loops whose length is known.
+            rate = np.float32(top / scales[g])
+            for at in range(0, _BLOCK, _PART):
+                _fill_uniforms(first + at, k0, k1, uniforms[:_PART], ahead + 4 * (first + at))
+                x = v[first + at : first + at + _PART]
+                _to_codes(x, rate, top, uniforms, scratch[at : at + _PART], _PART)
+            put_block(scratch, width, out[first // 8 * width :])
+            continue
+        for at in range(0, m, _PART):
+            r = uniforms[: min(_PART, m - at)]
+            _fill_uniforms(first + at, k0, k1, r, ahead + 4 * (first + at))
+            i = 0
+            while i < r.size:
+                while starts[g + 1] <= first + at + i:
+                    g += 1
+                upto = min(r.size, starts[g + 1] - first - at)
+                x = v[first + at + i : first + at + upto]
+                codes = scratch[at + i : at + upto]
+                if lows.size:
+                    _round_up(x, lows[g], scales[g], top, r[i:upto], codes)
+                else:
+                    _round_signed(x, scales[g], top, r[i:upto], codes)
+                i = upto
         put_block(scratch[:m], width, out[first // 8 * width :])
 
 

@@ -72,6 +72,11 @@ def kernel(function: _F) -> _F:
     return cast(_F, compiled)
 
 
+def inlined(function: _F) -> _F:
+    """Writes a function out wherever a kernel calls it, so that its loops have known lengths."""
+    return cast(_F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
+
+
 @functools.cache
 def _sources() -> str:
     """Returns a digest of every source that a kernel may be made of."""
