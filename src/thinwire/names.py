@@ -19,6 +19,7 @@ from thinwire.errors import (
     NonFiniteError,
     PeerLost,
     RoundTimeout,
+    SnapshotError,
     ThinwireError,
     TransportError,
 )
@@ -68,6 +69,7 @@ from thinwire.presets import (
 from thinwire.schedule import RandomGaps
 from thinwire.shell import LocalSGD, RoundReport, Seat
 from thinwire.simulate import LockStep
+from thinwire.snapshots import Draws, Resumed, Snapshots
 from thinwire.topology import (
     Complete,
     Exponential,
@@ -98,6 +100,7 @@ __all__ = [
     "DeepSqueeze",
     "DelayedNesterov",
     "DivergedError",
+    "Draws",
     "EdgeGossip",
     "Exact",
     "Exchange",
@@ -127,6 +130,7 @@ __all__ = [
     "RandK",
     "RandomGaps",
     "RandomMatching",
+    "Resumed",
     "Ring",
     "RingGraph",
     "Rotated",
@@ -135,6 +139,8 @@ __all__ = [
     "Seat",
     "Server",
     "Sign",
+    "SnapshotError",
+    "Snapshots",
     "Staleness",
     "Star",
     "Stream",

@@ -16,7 +16,8 @@ from thinwire import checkpoint, flat, host, kernels, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
 from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
-from thinwire.exchange.agree import agree, broadcast, hello
+from thinwire.exchange.agree import HELLO_BOUND, SHORT, Said, agree, broadcast, decide, hello
+from thinwire.exchange.compare import compare
 from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
 from thinwire.keys import Key
@@ -29,7 +30,7 @@ from thinwire.stats import Stats
 from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
 from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
-from thinwire.wire.frame import BUFFER_PART, HEADER, length
+from thinwire.wire.frame import BUFFER_PART, HEADER, WATCH_PART, Address, length
 
 LOG = logging.getLogger("thinwire")
 Closure = Callable[[], Any]
@@ -240,11 +241,11 @@ class LocalSGD(torch.optim.Optimizer):
             FrameError: a frame was truncated, altered, foreign or stale.
             PeerLost, RoundTimeout: a rank is gone or silent.
         """
-        return self._drive(self.steps(closure))
+        return self.drive(self.steps(closure))
 
     def sync(self) -> None:
         """Runs a round now, however few local steps are done; every rank must call it."""
-        self._drive(self.sync_talk())
+        self.drive(self.sync_talk())
 
     def steps(self, closure: Closure | None = None) -> Generator[Ask, Answer, Any]:
         """The same as `step`, as a talk for whoever drives it."""
@@ -268,6 +269,48 @@ class LocalSGD(torch.optim.Optimizer):
     def settings(self) -> dict[str, Any]:
         """Returns everything the ranks must agree on, as plain data."""
         return self._settings
+
+    def tensors(self) -> list[list[str]]:
+        """Returns name, shape, dtype and part of each tensor that the ranks agree on."""
+        return self._described
+
+    def drive(self, talk: Generator[Ask, Answer, R]) -> R:
+        """Runs a talk of this worker over its transport and returns what it returns.
+
+        Raises:
+            ConfigError: it sits on a `Seat`; its `LockStep` runs its talks.
+        """
+        if self._transport is None:
+            talk.close()
+            raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
+        return drive(talk, self._transport, self.stats)
+
+    def consult(
+        self, own: Said, judge: Callable[[list[Said]], Said], when: int, long: bool = False
+    ) -> Generator[Ask, Answer, Said]:
+        """As a talk between rounds: says this to rank 0, returns what it makes of what all said.
+
+        Args:
+            own: what this worker says, as JSON of at most 4 KB.
+            judge: rank 0's; see `thinwire.exchange.agree.decide`.
+            when: a number that all ranks give alike.
+            long: lets it be 64 MB.
+        """
+        at = Address(self._run, when, self._rank, WATCH_PART)
+        return (yield from decide(own, judge, at, self._N, HELLO_BOUND if long else SHORT))
+
+    def compare_talk(self) -> Generator[Ask, Answer, None]:
+        """As a talk: raises a DivergedError unless the replicas that must agree do."""
+        if self._N < 2 or self.exchange.pace != "common":
+            return
+        state, here = self._state, self._here()
+        alike = self.exchange.alike(state.anchor, state.mem, here)
+        if self.exchange.replicates:
+            alike |= {f"{name} of the outer step": v for name, v in state.outer.items()}
+        held = {name: (tensor, self.spans) for name, tensor in alike.items()}
+        if self._buffers:
+            held["shared buffers"] = (flat.read(self._buffers), self._buffer_spans)
+        yield from compare(held, here)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all this rank needs to go on in the same bits: each rank saves its own.
@@ -296,6 +339,11 @@ class LocalSGD(torch.optim.Optimizer):
         self.inner.load_state_dict(copy.deepcopy(state_dict["inner"]))
         self._adopt_inner()
         self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
+
+    def write_anchor(self) -> None:
+        """Puts the parameters where the round began, if no local step was done since."""
+        if self._local == 0:
+            flat.write(self._state.anchor, self._params)
 
     def begin_at(self, round: int, mem: Memory) -> None:
         """Goes on in that round, these memories in place of their first values.
@@ -487,12 +535,6 @@ class LocalSGD(torch.optim.Optimizer):
                 if p.grad is not None:
                     p.grad.div_(scale.to(p.grad.device))
         return self.inner.step() if closure is None else self.inner.step(closure)
-
-    def _drive(self, talk: Generator[Ask, Answer, R]) -> R:
-        if self._transport is None:
-            talk.close()
-            raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
-        return drive(talk, self._transport, self.stats)
 
     def _adopt_inner(self) -> None:
         self.param_groups = self.inner.param_groups
