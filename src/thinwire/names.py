@@ -82,6 +82,7 @@ from thinwire.topology import (
     Topology,
     Torus,
 )
+from thinwire.transport.gang import init_process_group
 from thinwire.version import __version__
 
 __all__ = [
@@ -156,6 +157,7 @@ __all__ = [
     "d_psgd",
     "deep_squeeze",
     "ef_sign_sgd",
+    "init_process_group",
     "join",
     "local_sgd",
     "marsit",

@@ -21,7 +21,9 @@ from house_source import (
 )
 
 IDS = [str(path.relative_to(SRC)) for path in files()]
-LIVE = ("hub.service", "hub.server", "hub.dial", "hub.join", "snapshots.draws")
+LIVE = (
+    "hub.service", "hub.server", "hub.dial", "hub.join", "snapshots.draws", "transport.gang",
+)  # fmt: skip
 """What lives: it reads the clock that it hands to the hub's core as an argument, or keeps the
 program's own draws."""
 CORE = [

@@ -42,10 +42,11 @@ class Kept(Run):
             tw.Snapshots(folder, every=every, keep=keep, heed=heed, signals=()) for _ in range(N)
         ]
         each = zip(self.keepers, self.nets, self.shells, self.draws, strict=True)
+        talks = [
+            k.resume_talk(m, s, **({"noise": d} if parts else {})) for k, m, s, d in each
+        ]  # fmt: skip
         try:
-            self.resumed = self.cluster.run(
-                [k.resume_talk(m, s, **({"noise": d} if parts else {})) for k, m, s, d in each]
-            )
+            self.resumed = self.cluster.run(talks)
         except BaseException:
             self.close()
             raise
