@@ -57,7 +57,7 @@ class RoundTimeout(TransportError):
         self.why = why
         super().__init__(
             f"waited too long for rank {rank}: {why}. If it is only slow, give the process group "
-            "a longer timeout"
+            "a longer timeout, or Watch(deadline=Deadline(hard=...)) a longer one where you set it"
         )
 
 

@@ -11,12 +11,12 @@ SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
     ("errors", "value", "keys", "version", "host", "files"),
-    ("flat", "kernels", "topology", "transport", "outer", "schedule"),
+    ("flat", "kernels", "topology", "transport", "outer", "schedule", "watch"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("stats", "round", "lean"),
-    ("checkpoint", "parameters", "shell", "presets", "simulate"),
+    ("stats", "round", "lean", "refused"),
+    ("checkpoint", "parameters", "report", "seat", "shell", "presets", "simulate"),
     ("hub", "snapshots"),
     ("names",),
     ("door",),

@@ -32,7 +32,8 @@ from thinwire.exchange import (
     Server,
 )
 from thinwire.schedule import HSchedule, RandomGaps
-from thinwire.shell import LocalSGD, Seat
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
 
 D, K = 7850, 40
