@@ -58,9 +58,7 @@ def test_shared_buffers_that_part_are_found() -> None:
 
     run = Run(3, model=model, buffers="average", watch=tw.Watch(compare=0)).steps(2)
     run.nets[1][1].running_var[2] += 1
-    with pytest.raises(
-        tw.DivergedError, match=r"1 differs .*'1.running_var' of the shared buffers"
-    ):
+    with pytest.raises(tw.DivergedError, match=r"1 differs .*'1\.running_var' of the shared"):
         run.cluster.run([s.compare_talk() for s in run.shells])
 
 
@@ -77,7 +75,7 @@ def test_a_replica_on_an_edge_that_parts_is_found() -> None:
     run.cluster.run([s.compare_talk() for s in run.shells])
     flip(run.shells[1]._state.mem["theirs/2"], 11)
     with pytest.raises(
-        tw.DivergedError, match=r"ranks \[1, 2\] .*'0\.weight' of the replica of rank 2 at rank 1"
+        tw.DivergedError, match=r"ranks \[1, 2\] .*'0\.weight' of the replica of rank 2"
     ):
         run.cluster.run([s.compare_talk() for s in run.shells])
 

@@ -319,3 +319,33 @@ def test_a_set_is_complete_where_every_rank_can_read_what_it_needs() -> None:
 
 def test_the_magic_is_this_formats() -> None:
     assert folders.MAGIC == b"twsnap\x00\x01"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of 64 KB that is really full when it is."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(where)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_on_a_disk_that_is_really_full_the_last_complete_set_is_taken_up(small_disk: Path) -> None:
+    calm = kept(in_memory(), keep=9).steps(9)
+    run, told = kept(small_disk, keep=9), None
+    while told is None and run.done < 8:
+        try:
+            run.step()
+        except tw.SnapshotError as error:
+            told = str(error)
+        run.settle()
+    assert "No space left on device" in str(told)
+    assert not [name for name in files_of(small_disk) if name.endswith(".part")]
+    run.close()
+    again = kept(small_disk, start=1, keep=9, every=1000)
+    assert 1 <= again.done < 8
+    same_bits(whole_state(again.steps(9 - again.done)), whole_state(calm))
+    again.close()
