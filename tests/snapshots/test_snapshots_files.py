@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -159,7 +160,7 @@ def test_a_dead_job_holds_no_folder(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from thinwire.snapshots.folder import folder_of\n"
-        "folder_of(sys.argv[1]).claim('dead')\n"
+        "folder_of(sys.argv[1]).claim('dead', set())\n"
         "os._exit(9)\n"
     )
     for folder in (str(tmp_path), f"local://{tmp_path}"):
@@ -171,19 +172,30 @@ def test_a_dead_job_holds_no_folder(tmp_path: Path) -> None:
 def test_a_lock_of_a_dead_process_of_this_machine_is_taken_over_by_url() -> None:
     url = in_memory()
     first = Remote(url)
-    first.claim("a")
+    first.claim("a", set())
+    assert first.dead() is None
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    with pytest.raises(tw.ConfigError, match="another job"):
-        Remote(url).claim("b")
     held = {**first._holder(), "process": dead.pid}
-    first._fs.pipe_file(first._at("lock"), str(held).replace("'", '"').encode())
-    Remote(url).claim("b")
-    first._fs.pipe_file(
-        first._at("lock"), str({**held, "host": "elsewhere"}).replace("'", '"').encode()
-    )
+    first._fs.pipe_file(first._at("lock"), json.dumps(held).encode())
+    assert Remote(url).dead() == "a"
+    kept(url).close()
+    elsewhere = json.dumps({**held, "host": "elsewhere"}).encode()
+    first._fs.pipe_file(first._at("lock"), elsewhere)
     with pytest.raises(tw.ConfigError, match="if it has ended, remove lock there"):
-        Remote(url).claim("b")
+        kept(url)
+    # A rank on that machine can tell.
+    Remote(url).claim("b", {"a"})
+
+
+def test_who_lost_the_lock_writes_no_more() -> None:
+    url = in_memory()
+    first, second = Remote(url), Remote(url)
+    first.claim("a", set())
+    second.claim("b", {"a"})
+    with pytest.raises(tw.ConfigError, match="another job writes its snapshots"):
+        first.write("x", lambda file: None)
+    second.write("x", lambda file: None)
 
 
 OTHERS = {

@@ -15,7 +15,7 @@ from torch import nn
 
 from thinwire.errors import ConfigError, SnapshotError
 from thinwire.shell import LocalSGD
-from thinwire.snapshots.accord import Talk, choose, together, weigh
+from thinwire.snapshots.accord import Talk, choose, one_job, together, weigh
 from thinwire.snapshots.content import filler
 from thinwire.snapshots.shelf import Shelf
 from thinwire.snapshots.taking_up import Whole
@@ -185,10 +185,12 @@ class Snapshots:
     ) -> Talk[Resumed | None]:
         """The same as `resume`, as a talk for whoever drives it."""
         run = Whole(model, optimizer, parts)
-        job = {"job": os.urandom(16).hex()}
-        job = yield from optimizer.consult(job, lambda heard: heard[0], 0)
-        shelf = yield from together(optimizer, lambda: self._claimed(run, job["job"]))
+        shelf = yield from together(optimizer, lambda: self._shelf_of(run))
+        known = {"job": os.urandom(16).hex(), "dead": shelf.dead()}
+        agreed = yield from optimizer.consult(known, one_job, 0, long=True)
         try:
+            job, dead = agreed["job"], set(agreed["dead"])
+            yield from together(optimizer, lambda: shelf.claim(job, dead))
             resumed = yield from self._take_up(run, shelf)
         except BaseException:
             shelf.free()
@@ -199,11 +201,9 @@ class Snapshots:
         self._told.heed()
         return resumed
 
-    def _claimed(self, run: Whole, job: str) -> Shelf:
+    def _shelf_of(self, run: Whole) -> Shelf:
         run.check()
-        shelf = Shelf(self._where, *run.optimizer.place, self.keep)
-        shelf.claim(job)
-        return shelf
+        return Shelf(self._where, *run.optimizer.place, self.keep)
 
     def _take_up(self, run: Whole, shelf: Shelf) -> Talk[Resumed | None]:
         optimizer = run.optimizer

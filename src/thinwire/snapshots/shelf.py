@@ -24,7 +24,7 @@ class Shelf:
         self.rank, self.N, self.keep = rank, N, keep
         self.complete: list[int] = []
         self._folder = folder_of(where)
-        self.claim, self.free = self._folder.claim, self._folder.free
+        self.dead, self.claim, self.free = self._folder.dead, self._folder.claim, self._folder.free
 
     def __str__(self) -> str:
         return str(self._folder)
