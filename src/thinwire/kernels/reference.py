@@ -550,20 +550,22 @@ def quantize_levels(
     return pack(codes.to(torch.int32), levels.bit_length())
 
 
-def signs(v: torch.Tensor) -> torch.Tensor:
+def signs(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes each entry as 1 when it is at least 0 (either zero included) and as 0 otherwise.
 
     Args:
         v: (n,) float32.
+        starts: (G + 1,) int64.
 
     Returns:
-        Codes of one bit, packed.
+        Codes of one bit, packed, and the l1 norms of the groups, (G,) float32.
 
     Examples:
-        >>> unpack(signs(torch.tensor([2.0, -0.0, -1.0])), 3, 1).tolist()
-        [1, 1, 0]
+        >>> codes, sums = signs(torch.tensor([2.0, -0.0, -1.0]), torch.tensor([0, 3]))
+        >>> unpack(codes, 3, 1).tolist(), sums.tolist()
+        ([1, 1, 0], [3.0])
     """
-    return pack((v >= 0).to(torch.int32), 1)
+    return pack((v >= 0).to(torch.int32), 1), norms(v, starts, "l1")
 
 
 def two_levels(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
