@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thinwire.cli.output import machine
+from thinwire.runs import machine
 
 
 def ran_on(**more: str) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from thinwire.errors import ConfigError
+
 CHECK = 4
 """Bytes of the CRC-32 that a whole file ends with."""
 
@@ -82,3 +84,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_writable(file: Path | None) -> None:
+    """Refuses a file that could not be written, before the work rather than after it.
+
+    Raises:
+        ConfigError: its folder is missing or closed, or it is a folder itself.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; name a file in it")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{file}: there is no folder {file.parent}; make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"{file}: the folder {file.parent} cannot be written")

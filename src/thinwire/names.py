@@ -67,6 +67,8 @@ from thinwire.presets import (
     vanilla,
 )
 from thinwire.report import RoundReport
+from thinwire.runs import RunLog, TensorBoard, WeightsAndBiases
+from thinwire.runs.measure import Measured, consensus_distance
 from thinwire.schedule import RandomGaps
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
@@ -125,6 +127,7 @@ __all__ = [
     "LocalSGD",
     "LockStep",
     "Marsit",
+    "Measured",
     "Nesterov",
     "NoFeedback",
     "NonFiniteError",
@@ -141,6 +144,7 @@ __all__ = [
     "Rotated",
     "RoundReport",
     "RoundTimeout",
+    "RunLog",
     "Seat",
     "Server",
     "Sign",
@@ -149,6 +153,7 @@ __all__ = [
     "Staleness",
     "Star",
     "Stream",
+    "TensorBoard",
     "Ternary",
     "ThinwireError",
     "TopK",
@@ -157,8 +162,10 @@ __all__ = [
     "TransportError",
     "TwoLevel",
     "Watch",
+    "WeightsAndBiases",
     "__version__",
     "choco_sgd",
+    "consensus_distance",
     "d_psgd",
     "deep_squeeze",
     "ef_sign_sgd",

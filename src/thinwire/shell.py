@@ -128,6 +128,7 @@ class LocalSGD(torch.optim.Optimizer):
         self.watch = Watch() if watch is None else watch
         self.due = due
         self.on_round = on_round
+        self.before_round: Callable[[], None] | None = None
         self.stats = Stats()
         self._state: RoundState
         self._frozen_groups = False
@@ -179,6 +180,11 @@ class LocalSGD(torch.optim.Optimizer):
     def notes(self) -> list[str]:
         """What the exchange decided by itself, and why; rank 0 logs it when the ranks join."""
         return self.exchange.notes(self.compressor)
+
+    @property
+    def params(self) -> Tensor:
+        """Where its local steps have brought this worker, (d,) float32: a copy."""
+        return flat.read(self._params, device=self._device)
 
     @property
     def agreed(self) -> Tensor:
@@ -429,6 +435,8 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
+        if self.before_round is not None:
+            self.before_round()
         with self._watchdog.over(self.round) if self._transport else nullcontext():
             report = yield from self._one_round(called)
         report.log(self._rank)
@@ -486,7 +494,7 @@ class LocalSGD(torch.optim.Optimizer):
         self, began: RoundState, exchange: Exchange, called: bool
     ) -> Generator[Ask, Answer, RoundState]:
         anchor = began.anchor
-        params = flat.read(self._params, device=self._device)
+        params = self.params
         held = flat.as_held(anchor, self._params)
         if held is not anchor:
             # The parameters began as the anchor rounded to their dtype: that rounding is no

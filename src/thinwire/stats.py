@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -28,6 +29,8 @@ class Stats:
         lost: frames this worker waited for that never came.
         repairs: dense rounds of its neighbourhood that made good what this worker had missed; their
             bytes are "REPAIR" in the counts by kind.
+        witness: is shown each frame that this worker makes, once, and each that it is answered;
+            None for nobody.
     """
 
     def __init__(self) -> None:
@@ -37,6 +40,7 @@ class Stats:
         self.reduced = 0
         self.lost = 0
         self.repairs = 0
+        self.witness: Callable[[bytes, bool], None] | None = None
 
     @property
     def uplink(self) -> int:
@@ -50,6 +54,8 @@ class Stats:
             return
         for frame in {id(post.frame): post.frame for post in ask.posts}.values():
             self.framed[kind_of(frame)] += len(frame)
+            if self.witness is not None:
+                self.witness(frame, True)
         for post in ask.posts:
             if post.to != rank:
                 self.sent[kind_of(post.frame)] += len(post.frame)
@@ -61,6 +67,8 @@ class Stats:
             for take, frame, kind in zip(ask.takes, answer, kinds, strict=True):
                 if take.source != rank:
                     self.received[kind] += len(frame)
+                if self.witness is not None:
+                    self.witness(frame, False)
             self.lost += kinds.count(LOST)
             self.repairs += set(kinds) == {REPAIR}
 
@@ -74,11 +82,11 @@ class Stats:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all counts, so that a run that is taken up again counts on."""
-        return {name: copy(value) for name, value in vars(self).items()}
+        return {name: copy(value) for name, value in vars(self).items() if name != "witness"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up such counts."""
-        vars(self).update({name: copy(state[name]) for name in vars(self)})
+        vars(self).update({name: copy(state[name]) for name in self.state_dict()})
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the totals as plain data."""

@@ -4,9 +4,10 @@ import socket
 
 import pytest
 
-from thinwire.cli.output import RunLog, bars, document, machine, size, write_json
+from thinwire.cli.output import bars, document, size, write_json
 from thinwire.cli.signals import Interrupted
 from thinwire.errors import ConfigError
+from thinwire.runs import RunLog, machine
 
 
 def lines(file):

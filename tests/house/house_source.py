@@ -17,7 +17,7 @@ ROOMS = (
     ("exchange",),
     ("stats", "round", "lean", "refused"),
     ("checkpoint", "parameters", "report", "seat", "shell", "presets", "simulate"),
-    ("hub", "snapshots"),
+    ("hub", "runs", "snapshots"),
     ("names",),
     ("door",),
     ("cli",),

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from thinwire.cli.output import bars, check_writable, cores, document, machine, size, write_json
+from thinwire.cli.output import bars, document, size, write_json
 from thinwire.errors import ConfigError
+from thinwire.files import check_writable
+from thinwire.runs import cores, machine
 
 app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from thinwire.cli.gang import Gang, Message
-from thinwire.cli.output import Bars, RunLog, bars, check_writable, document, write_json
+from thinwire.cli.output import Bars, bars, document, logged, write_json
 from thinwire.errors import ConfigError
+from thinwire.files import check_writable
+from thinwire.runs import RunLog
 
 PATIENCE = 600.0
 """Seconds the workers wait for the one that compiles."""
@@ -55,9 +57,12 @@ def demo(
     presets = preset or []
     chosen(presets)
     settings = {"workers": workers, "epochs": epochs, "presets": presets}
-    with RunLog("demo", seed, settings, log) as run:
+    with logged("demo", seed, settings, log, task="handwritten digits") as run:
         results = compare(workers, seed, epochs, presets, run)
         for result in results:
+            for p in result["curve"]:
+                point = {"epoch": p["epoch"], "sent": p["bytes"], "accuracy": p["accuracy"]}
+                run.write("evaluation", method=result["method"], **point)
             run.write("result", **result)
     if json is not None:
         write_json(json, document("demo", seed, results))

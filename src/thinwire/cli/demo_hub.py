@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thinwire.cli.output import Bars, RunLog, bars, check_writable, document, size, write_json
+from thinwire.cli.output import Bars, bars, document, logged, size, write_json
 from thinwire.errors import ConfigError, ThinwireError, TransportError
+from thinwire.files import check_writable
+from thinwire.runs import RunLog
 
 if TYPE_CHECKING:
     from thinwire.cli.hub_gang import HubGang
@@ -39,7 +41,7 @@ def demo_hub(
     """
     check_writable(json)
     check_installed()
-    with RunLog("demo-hub", seed, {"updates": updates}, log) as run, bars() as drawn:
+    with logged("demo-hub", seed, {"updates": updates}, log) as run, bars() as drawn:
         result = play(updates, seed, run, drawn)
         run.write("result", **result)
     show(result)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thinwire.cli.gang import Gang
-from thinwire.cli.output import bars, check_writable, document, machine, size, write_json
+from thinwire.cli.output import bars, document, size, write_json
 from thinwire.errors import ThinwireError
+from thinwire.files import check_writable
+from thinwire.runs import machine
 
 if TYPE_CHECKING:
     from thinwire.cli.worker import Say

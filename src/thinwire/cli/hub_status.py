@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thinwire.cli.output import check_writable, document, size, write_json
+from thinwire.cli.output import document, size, write_json
+from thinwire.files import check_writable
 
 if TYPE_CHECKING:
     from rich.console import Group

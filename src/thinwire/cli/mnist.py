@@ -29,12 +29,19 @@ from thinwire.simulate import LockStep
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after an evaluation; costs are uplink, all workers together."""
+    """Where a run stands after an evaluation; costs are uplink, all workers together.
+
+    `bits` are the paper's, in fixed width; None where it counts none.
+    """
 
     step: int
-    rounds: int
-    framed_bytes: int
+    epoch: float
+    round: int
+    uplink: int
+    bits: int | None
+    seconds: float
     test_error: float
+    loss: float
 
 
 class Worker:
@@ -83,11 +90,12 @@ class Worker:
         logits = self.model(self.data.train_x[batch])
         nn.functional.cross_entropy(logits, self.data.train_y[batch]).backward()  # type: ignore[no-untyped-call]
 
-    def test_error(self, anchor: Tensor) -> float:
-        """Returns the wrong fraction of the test images, at these parameters."""
+    def test(self, anchor: Tensor) -> tuple[float, float]:
+        """Returns the wrong fraction of the test images at these parameters, and the loss."""
         w = anchor[: 10 * self.data.test_x.shape[1]].view(10, -1)
         logits = self.data.test_x @ w.t() + anchor[w.numel() :]
-        return float((logits.argmax(1) != self.data.test_y).double().mean())
+        wrong = (logits.argmax(1) != self.data.test_y).double().mean()
+        return float(wrong), float(nn.functional.cross_entropy(logits, self.data.test_y))
 
 
 def train(
@@ -96,6 +104,7 @@ def train(
     tell: Callable[[Progress], None] = lambda progress: None,
     snapshots: str | Path | None = None,
     every: int = 50,
+    meet: Callable[[LocalSGD, int], object] = lambda optimizer, step: None,
 ) -> dict[str, Any]:
     """Trains until the target or the last step; returns what it cost, uplink, all workers together.
 
@@ -105,6 +114,7 @@ def train(
         tell: is called after each evaluation.
         snapshots: a folder to keep snapshots in, and to go on from.
         every: rounds from one snapshot to the next.
+        meet: is given the first worker's optimizer, and the local steps done, before the first.
 
     Raises:
         ConfigError: settings that cannot run.
@@ -121,6 +131,7 @@ def train(
             each = [(w.model, w.optimizer, w.parts(recent, same)) for w in workers]
             keeping = stack.enter_context(Keeping(snapshots, every, each, run))
         done = 0 if keeping is None else keeping.step
+        meet(first.optimizer, done)
         while done < setting.max_steps and recent.mean > setting.target_error and not stopped:
             done += 1
             for worker in workers:
@@ -129,13 +140,12 @@ def train(
             for worker in workers:
                 worker.schedule.step()
             if done % evaluate == 0 and done % shared == 0:
-                error = first.test_error(_anchor(workers))
+                error, loss = first.test(_anchor(workers))
                 recent.add(error)
-                tell(Progress(done, first.optimizer.round, _uplink(workers), error))
+                seen = done * setting.batch * setting.workers / len(data.train_y)
+                cost = _uplink(workers), _fixed_width(workers), time.perf_counter() - began
+                tell(Progress(done, seen, first.optimizer.round, *cost, error, loss))
             stopped = keeping is not None and keeping.after_step()
-    rounds = first.optimizer.round
-    compressor, exchange = setting.method
-    bits = compressor.fixed_width_bits(first.optimizer.spans)
     return {
         "preset": setting.preset,
         "H": setting.H,
@@ -149,14 +159,10 @@ def train(
         "reached": recent.mean <= setting.target_error,
         "stopped": stopped,
         "steps": done,
-        "rounds": rounds,
+        "rounds": first.optimizer.round,
         "framed_bytes": _uplink(workers),
         "sent_bytes": _total([sum(w.optimizer.stats.sent.values()) for w in workers]),
-        "fixed_width_bits": (
-            _total([w.optimizer.round for w in workers]) * bits
-            if isinstance(exchange, (Server, Asynchronous))
-            else None
-        ),
+        "fixed_width_bits": _fixed_width(workers),
         "test_error": recent.mean,
         "seconds": round(time.perf_counter() - began, 3),
     }
@@ -176,6 +182,16 @@ def _cluster(setting: Setting, data: Digits) -> tuple[list[Worker], Callable[[],
 
 def _uplink(workers: list[Worker]) -> int:
     return _total([worker.optimizer.stats.uplink for worker in workers])
+
+
+def _fixed_width(workers: list[Worker]) -> int | None:
+    """The paper's bits of all messages to the master; None where there is none."""
+    first = workers[0]
+    compressor, exchange = first.setting.method
+    rounds = _total([worker.optimizer.round for worker in workers])
+    if not isinstance(exchange, (Server, Asynchronous)):
+        return None
+    return rounds * compressor.fixed_width_bits(first.optimizer.spans)
 
 
 def _total(own: list[int]) -> int:

@@ -1,18 +1,13 @@
-"""What every command writes: one JSON shape, one log shape, one kind of progress bar."""
+"""What every command writes: one JSON shape, one kind of progress bar."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -20,34 +15,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from thinwire.cli.signals import Interrupted
 from thinwire.errors import ConfigError
+from thinwire.files import check_writable
+from thinwire.runs import RunLog, machine
 from thinwire.version import __version__
-
-RUNS = Path("runs")
-
-
-def machine() -> dict[str, Any]:
-    """Returns what a reader of a measurement must know of the machine, and nothing that names it.
-
-    Example:
-        >>> sorted(machine())
-        ['cores', 'cpu', 'memory_bytes', 'numba', 'platform', 'python', 'torch']
-    """
-    return {
-        "cpu": _cpu(),
-        "cores": cores(),
-        "memory_bytes": _memory(),
-        "python": platform.python_version(),
-        "torch": _version("torch"),
-        "numba": _version("numba"),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def document(command: str, seed: int | None, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,22 +35,6 @@ def document(command: str, seed: int | None, results: list[dict[str, Any]]) -> d
         "seed": seed,
         "results": results,
     }
-
-
-def check_writable(file: Path | None) -> None:
-    """Refuses a file that could not be written, before the work rather than after it.
-
-    Raises:
-        ConfigError: its folder is missing or closed, or it is a folder itself.
-    """
-    if file is None:
-        return
-    if file.is_dir():
-        raise ConfigError(f"{file} is a folder; name a file in it")
-    if not file.parent.is_dir():
-        raise ConfigError(f"{file}: there is no folder {file.parent}; make it first")
-    if not os.access(file.parent, os.W_OK):
-        raise ConfigError(f"{file}: the folder {file.parent} cannot be written")
 
 
 def write_json(file: Path, data: dict[str, Any]) -> None:
@@ -113,61 +67,17 @@ def write_atomically(file: Path, content: bytes) -> None:
         raise
 
 
-class RunLog:
-    """Writes JSON lines, each flushed, so that an interrupted run leaves a log that reads.
-
-    The first line is a `start` with versions, machine and settings; the last an `end` whose
-    status is "done", "interrupted" or "failed". Every line has `t`, seconds since the start.
-
-    Args:
-        command: the subcommand's name.
-        seed: of the run; None where nothing is drawn.
-        settings: what else was asked for, as plain data.
-        file: where to write; None for `runs/<command>-<time>.jsonl`.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-
-    def __init__(
-        self, command: str, seed: int | None, settings: dict[str, Any], file: Path | None = None
-    ) -> None:
-        self.file = _fresh(command) if file is None else file
-        check_writable(self.file)
+@contextmanager
+def logged(
+    command: str, seed: int | None, settings: dict[str, Any], file: Path | None = None, **more: Any
+) -> Iterator[RunLog]:
+    """Yields a command's `RunLog`; where the user stops it, the last words say where it is."""
+    with RunLog(command, seed, settings, file, **more) as run:
         try:
-            self._lines = self.file.open("w", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{self.file} could not be written: {error.strerror}") from error
-        self._began = time.monotonic()
-        start = document(command, seed, [])
-        del start["results"]
-        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.write("start", **start, settings=settings, time=when)
-
-    def write(self, event: str, **record: Any) -> None:
-        """Appends one line and hands it to the operating system at once."""
-        t = round(time.monotonic() - self._began, 3)
-        self._lines.write(json.dumps({"event": event, "t": t, **record}) + "\n")
-        self._lines.flush()
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.write("end", status="done")
-        elif isinstance(error, (Interrupted, KeyboardInterrupt)):
-            self.write("end", status="interrupted")
-            if isinstance(error, Interrupted):
-                error.notes.append(f"the log so far is {self.file}")
-        else:
-            self.write("end", status="failed", error=str(error))
-        self._lines.close()
+            yield run
+        except Interrupted as stop:
+            stop.notes.append(f"the log so far is {run.file}")
+            raise
 
 
 class Bars:
@@ -234,42 +144,7 @@ def size(n: float) -> str:
     return f"{n:.{2 if n < 9.995 else 1 if n < 99.95 else 0}f} {unit}"
 
 
-def _fresh(command: str) -> Path:
-    try:
-        RUNS.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"the folder {RUNS} could not be made here: {error.strerror}; choose with --log FILE"
-        ) from error
-    name = f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (f"{name}{suffix}.jsonl" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-    return next(RUNS / n for n in names if not (RUNS / n).exists())
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thinwire.cli.output import check_writable, document, size, write_atomically, write_json
+from thinwire.cli.output import document, size, write_atomically, write_json
 from thinwire.errors import ConfigError
+from thinwire.files import check_writable
 
 if TYPE_CHECKING:
     from thinwire.topology import Topology

@@ -46,6 +46,9 @@ def mnist(
     seed: Annotated[int, typer.Option(help="Of shards, batches and operators.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the result here as data.")] = None,
     log: Annotated[Path | None, typer.Option(help="Write the run's JSON lines here.")] = None,
+    norms: Annotated[
+        bool, typer.Option(help="Measure residual and pseudo-gradient; two passes a round.")
+    ] = False,
     snapshots: Annotated[
         str | None, typer.Option(help="Keep snapshots in this folder, and go on from the newest.")
     ] = None,
@@ -61,8 +64,11 @@ def mnist(
 
     from thinwire.cli import mnist as program
     from thinwire.cli.idx import load_mnist
-    from thinwire.cli.mnist_setting import Setting, usual_H
-    from thinwire.cli.output import RunLog, bars, check_writable, document, size, write_json
+    from thinwire.cli.mnist_setting import D, Setting, usual_H
+    from thinwire.cli.output import bars, document, logged, size, write_json
+    from thinwire.files import check_writable
+    from thinwire.runs.measure import Measured
+    from thinwire.shell import LocalSGD
     from thinwire.transport.gang import init_process_group
 
     check_writable(json)
@@ -91,15 +97,20 @@ def mnist(
     name = f"{preset} H={setting.H}"
     compressor, exchange = setting.method
     notes = exchange.notes(compressor)
-    with RunLog("train", seed, {**vars(setting), "notes": notes}, log) as lines, bars() as drawn:
+    settings = {**vars(setting), "notes": notes}
+    task = "MNIST, softmax regression"
+    about = {"task": task, "method": name, "parameters": D}
+    with logged("train", seed, settings, log, **about) as lines, bars() as drawn:
         drawn.add(name, 0)
 
         def tell(p: program.Progress) -> None:
             lines.write("evaluation", **vars(p))
-            note = f"step {p.step}, error {p.test_error:.4f}, {size(p.framed_bytes)} up"
-            drawn.advance(name, note)
+            drawn.advance(name, f"step {p.step}, error {p.test_error:.4f}, {size(p.uplink)} up")
 
-        result = program.train(setting, digits, tell, snapshots, every)
+        def meet(optimizer: LocalSGD, step: int) -> None:
+            Measured(optimizer, lines, norms=norms, step=step)
+
+        result = program.train(setting, digits, tell, snapshots, every, meet)
         lines.write("result", **result)
         outcome = "reached" if result["reached"] else "not reached"
         drawn.finish(name, f"target {setting.target_error:g} {outcome}")

@@ -132,6 +132,10 @@ class Exchange(Value, ABC):
         """Returns what other ranks must hold to the same bits after a round, by name."""
         return {"anchor": anchor} if self.replicates else {}
 
+    def told(self, compressor: Compressor, spans: Spans, N: int, part: int) -> Spans | None:
+        """Returns which tensors a frame of that part is a payload of; None where it is of bits."""
+        return spans
+
     def notes(self, compressor: Compressor) -> list[str]:
         """Returns what this exchange decided by itself and a user should know."""
         return []

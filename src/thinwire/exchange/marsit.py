@@ -54,6 +54,9 @@ class Marsit(Exchange):
         if compressor != Sign():
             raise ConfigError(f"Marsit sends signs: write compressor=Sign(), not {compressor!r}")
 
+    def told(self, compressor: Compressor, spans: Spans, N: int, part: int) -> Spans | None:
+        return None
+
     def init(self, here: Here) -> Memory:
         return {"residual": here.zeros()}
 
