@@ -1,4 +1,4 @@
-"""The command line: demo, train, hub, topology, bench, doctor. No algorithm lives here.
+"""The command line: demo, train, report, hub, topology, bench, doctor. No algorithm lives here.
 
 A command is one function in one file, named as the command; it imports what is heavy inside
 itself, so that help answers at once. To add one: write the file, and register it below.
@@ -18,6 +18,7 @@ from thinwire.cli.demo_hub import demo_hub
 from thinwire.cli.doctor import doctor
 from thinwire.cli.hub import hub
 from thinwire.cli.hub_status import hub_status
+from thinwire.cli.report import report
 from thinwire.cli.signals import Interrupted, heeded
 from thinwire.cli.topology import topology
 from thinwire.cli.train import app as train
@@ -50,6 +51,7 @@ def options(
 
 app.command()(demo)
 app.add_typer(train, name="train")
+app.command()(report)
 app.command()(hub)
 app.command("hub-status")(hub_status)
 app.command("demo-hub")(demo_hub)

@@ -72,9 +72,14 @@ class WeightsAndBiases:
     def start(self, name: str, head: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
         self._folder.mkdir(parents=True, exist_ok=True)
+        # The log's own head says what machine it was, without its name.
+        quiet = wandb.Settings(
+            silent=True, console="off", disable_git=True, disable_code=True, host="",
+            x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
+        )  # fmt: skip
         self._run = wandb.init(
             project=self._project, name=name, config=head, dir=self._folder, mode=self._mode,
-            settings=wandb.Settings(silent=True),
+            settings=quiet,
         )  # fmt: skip
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
