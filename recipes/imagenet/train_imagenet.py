@@ -36,7 +36,7 @@ from torchvision.models import get_model
 
 import thinwire as tw
 from thinwire import flat
-from thinwire.cli.progress import watched
+from thinwire.cli.progress import board
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -165,7 +165,7 @@ def train(chosen: argparse.Namespace, rank: int, N: int) -> None:
                 )
             )
             tw.Measured(t.optimizer, log, norms=chosen.norms, step=snapshots.step)
-            bar = stack.enter_context(watched(method, steps, t.optimizer.spans.d))
+            bar = stack.enter_context(board()).add(method, steps, t.optimizer.spans.d)
         while snapshots.step < steps:
             epoch, first = divmod(snapshots.step, per_epoch)
             for x, y in t.share.epoch(epoch, first):

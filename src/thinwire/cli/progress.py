@@ -16,14 +16,14 @@ LINES = 10
 
 
 class Watched:
-    """Draws one run as a bar on a terminal; elsewhere says a line now and then.
+    """One run on a `Board`.
 
     Args:
         name: of the run.
         steps: local steps it will take.
         d: parameters; a dense gradient has 4 d bytes.
-        console: where to.
-        bar: on a terminal.
+        console: where to say a line now and then, if there is no bar.
+        bar: what draws it on a terminal.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class Watched:
     ) -> None:
         self._name, self._steps, self._dense = name, steps, 4 * d
         self._console, self._bar = console, bar
-        self._task: TaskID | None = (
-            None if bar is None else bar.add_task(name, total=steps, note="")
-        )
+        self._task: TaskID | None = None
+        if bar is not None:
+            self._task = bar.add_task(name, total=steps, note="")
         self._began: tuple[float, int, int] | None = None
         self._line = 0
 
@@ -44,8 +44,8 @@ class Watched:
             step: local steps done.
             round: rounds done.
             loss: the newest.
-            said: bytes of this worker's own messages, which the ratio is of.
-            sent: bytes that left this worker.
+            said: bytes of a worker's own messages, which the ratio is of.
+            sent: bytes that left it.
         """
         now = time.monotonic()
         since, first, before = self._began = self._began or (now, step, sent)
@@ -65,19 +65,33 @@ class Watched:
                 highlight=False,
             )
 
+    def end(self) -> None:
+        """Takes the run's bar away: it is done."""
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+
+
+class Board:
+    """Where runs are watched: bars on a terminal, elsewhere a line of each now and then."""
+
+    def __init__(self, console: Console, bar: Progress | None) -> None:
+        self._console, self._bar = console, bar
+
+    def add(self, name: str, steps: int, d: int) -> Watched:
+        """Returns what to tell of a run of so many steps, of a model of d parameters."""
+        return Watched(name, steps, d, self._console, self._bar)
+
+    def say(self, text: str) -> None:
+        """Says a line above the bars."""
+        (self._console if self._bar is None else self._bar.console).print(text, highlight=False)
+
 
 @contextmanager
-def watched(name: str, steps: int, d: int) -> Iterator[Watched]:
-    """Yields what to tell of a run; it is drawn on standard error.
-
-    Args:
-        name: of the run.
-        steps: local steps it will take.
-        d: parameters.
-    """
+def board() -> Iterator[Board]:
+    """Yields a board on standard error."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Watched(name, steps, d, console, None)
+        yield Board(console, None)
         return
     bar = Progress(
         TextColumn("{task.description}"),
@@ -87,4 +101,4 @@ def watched(name: str, steps: int, d: int) -> Iterator[Watched]:
         console=console,
     )
     with bar:
-        yield Watched(name, steps, d, console, bar)
+        yield Board(console, bar)
