@@ -279,6 +279,21 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "evil").exists()
 
 
+def test_a_file_under_another_files_name_is_refused(tmp_path: Path) -> None:
+    kept(tmp_path).steps(2).close()
+    (tmp_path / File(1, 2, 1).name).rename(tmp_path / File(2, 2, 1).name)
+    with pytest.raises(tw.SnapshotError, match=r"says it is File\(step=1, N=2, rank=1\)"):
+        kept(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\2" + b"\0" * 7 + b"[]"], ids=repr)
+def test_whole_bytes_that_are_no_snapshot_are_refused(tmp_path: Path, content: bytes) -> None:
+    for rank in range(2):
+        Local(tmp_path).write(File(1, 2, rank).name, lambda file: file.write(content))
+    with pytest.raises(tw.SnapshotError, match="says it is no snapshot"):
+        kept(tmp_path)
+
+
 def test_other_parts_than_were_saved_are_refused(tmp_path: Path) -> None:
     kept(tmp_path).steps(1).close()
     with pytest.raises(tw.ConfigError, match=r"holds the parts \['noise'\], resume was given \[\]"):
