@@ -258,6 +258,15 @@ def test_what_no_snapshot_can_hold_is_refused_at_the_start_on_every_rank(tmp_pat
         assert snapshots.resume(model, optimizer) is None
 
 
+def test_a_part_that_no_snapshot_can_hold_any_more_is_one_error_on_every_rank(tmp_path) -> None:
+    run = kept(tmp_path).steps(2)
+    run.nets[1].state_dict = lambda: {"hook": print}
+    run.step()
+    with pytest.raises(tw.SnapshotError, match=r"rank 1: .*model\['hook'\] is a builtin_function"):
+        run.step()
+    run.close()
+
+
 def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self):
