@@ -10,14 +10,14 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version", "host"),
-    ("flat", "kernels", "topology", "transport", "outer", "schedule"),
+    ("errors", "value", "keys", "version", "host", "files"),
+    ("flat", "kernels", "topology", "transport", "outer", "schedule", "watch"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("stats", "round", "lean"),
-    ("checkpoint", "parameters", "shell", "presets", "simulate"),
-    ("hub",),
+    ("stats", "round", "lean", "refused"),
+    ("checkpoint", "parameters", "report", "seat", "shell", "presets", "simulate"),
+    ("hub", "snapshots"),
     ("names",),
     ("door",),
     ("cli",),
