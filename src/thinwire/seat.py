@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch.distributed as dist
 
@@ -23,7 +24,7 @@ class Seat:
     N: int
 
 
-Group = dist.ProcessGroup | Seat | Transport | None
+Group: TypeAlias = "dist.ProcessGroup | Seat | Transport | None"
 
 
 def transport_of(group: Group, hard: float | None) -> Transport | None:

@@ -437,7 +437,8 @@ class LocalSGD(torch.optim.Optimizer):
         """The same as `sync`, as a talk for whoever drives it."""
         if self.before_round is not None:
             self.before_round()
-        with self._watchdog.over(self.round) if self._transport else nullcontext():
+        alone = self._transport is None or self._N < 2
+        with nullcontext() if alone else self._watchdog.over(self.round):
             report = yield from self._one_round(called)
         report.log(self._rank)
         if self.on_round is not None:

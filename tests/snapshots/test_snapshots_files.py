@@ -17,6 +17,7 @@ from snapshot_cases import Kept, files_of, in_memory
 
 import thinwire as tw
 from thinwire.snapshots import folder as folders
+from thinwire.snapshots.content import filler
 from thinwire.snapshots.folder import Local, Remote, folder_of
 from thinwire.snapshots.sets import File, complete
 
@@ -163,8 +164,7 @@ def test_a_dead_job_holds_no_folder(tmp_path: Path) -> None:
         "folder_of(sys.argv[1]).claim('dead', set())\n"
         "os._exit(9)\n"
     )
-    for folder in (str(tmp_path), f"local://{tmp_path}"):
-        subprocess.run([sys.executable, "-c", program, folder], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, timeout=60)
     assert (tmp_path / "lock").exists()
     kept(tmp_path).steps(1).close()
 
@@ -258,6 +258,15 @@ def test_what_no_snapshot_can_hold_is_refused_at_the_start_on_every_rank(tmp_pat
         assert snapshots.resume(model, optimizer) is None
 
 
+def test_a_part_that_no_snapshot_can_hold_any_more_is_one_error_on_every_rank(tmp_path) -> None:
+    run = kept(tmp_path).steps(2)
+    run.nets[1].state_dict = lambda: {"hook": print}
+    run.step()
+    with pytest.raises(tw.SnapshotError, match=r"rank 1: .*model\['hook'\] is a builtin_function"):
+        run.step()
+    run.close()
+
+
 def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self):
@@ -277,6 +286,21 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     with pytest.raises(tw.SnapshotError, match=r"[Ww]eights"):
         kept(tmp_path)
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_file_under_another_files_name_is_refused(tmp_path: Path) -> None:
+    kept(tmp_path).steps(2).close()
+    (tmp_path / File(1, 2, 1).name).rename(tmp_path / File(2, 2, 1).name)
+    with pytest.raises(tw.SnapshotError, match=r"says it is File\(step=1, N=2, rank=1\)"):
+        kept(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\2" + b"\0" * 7 + b"[]"], ids=repr)
+def test_whole_bytes_that_are_no_snapshot_are_refused(tmp_path: Path, content: bytes) -> None:
+    for rank in range(2):
+        Local(tmp_path).write(File(1, 2, rank).name, lambda file: file.write(content))
+    with pytest.raises(tw.SnapshotError, match="says it is no snapshot"):
+        kept(tmp_path)
 
 
 def test_other_parts_than_were_saved_are_refused(tmp_path: Path) -> None:
@@ -361,3 +385,21 @@ def test_on_a_disk_that_is_really_full_the_last_complete_set_is_taken_up(small_d
     assert 1 <= again.done < 8
     same_bits(whole_state(again.steps(9 - again.done)), whole_state(calm))
     again.close()
+
+
+@pytest.mark.parametrize("room", range(0, 12000, 500))
+def test_whichever_write_fails_the_disks_own_word_is_told(room: int) -> None:
+    class Full:
+        left = room
+
+        def write(self, data: bytes) -> int:
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return len(data)
+
+        def flush(self) -> None:
+            pass
+
+    with pytest.raises(OSError, match="No space left on device"):
+        filler({"a": 1}, {"x": torch.zeros(4000)})(Full())

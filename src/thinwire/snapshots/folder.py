@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +109,8 @@ class Local(Folder):
         return None
 
     def claim(self, job: str, dead: set[str]) -> None:
+        import fcntl
+
         # The system lets go of a lock when its process ends, however it ends.
         lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -153,7 +155,12 @@ class Remote(Folder):
 
     def names(self) -> list[str]:
         self._fs.invalidate_cache()
-        return [path.rpartition("/")[2] for path in self._fs.ls(self._path, detail=False)]
+        while True:
+            try:
+                listed = self._fs.ls(self._path, detail=False)
+            except KeyError:
+                continue  # memory:// trips over what another thread moves meanwhile.
+            return [path.rpartition("/")[2] for path in listed]
 
     def write(self, name: str, fill: Callable[[Writer], None]) -> None:
         held = self._holder()
@@ -177,7 +184,7 @@ class Remote(Folder):
 
     def dead(self) -> str | None:
         held = self._holder()
-        if held is None or held["host"] != os.uname().nodename:
+        if held is None or held["host"] != platform.node():
             return None
         try:
             os.kill(held["process"], 0)
@@ -192,7 +199,7 @@ class Remote(Folder):
         # is read back, before each write too: of two jobs that come at once the later one stays.
         held = self._holder()
         if held is None or held["job"] in dead:
-            mine = {"job": job, "host": os.uname().nodename, "process": os.getpid()}
+            mine = {"job": job, "host": platform.node(), "process": os.getpid()}
             self._fs.pipe_file(self._at(LOCK), json.dumps(mine).encode())
             held = self._holder()
         if held is None or held["job"] != job:
