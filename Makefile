@@ -29,7 +29,7 @@ lint: .venv/ready
 
 MNIST ?= ../shared/data/mnist
 table: .venv/ready ## the papers' MNIST table, five seeds; MNIST=folder of the IDX files
-	$(BIN)/python bench/mnist_convex.py --data $(MNIST)
+	$(BIN)/python recipes/mnist/run.py --data $(MNIST)
 
 clean:
 	rm -rf .venv

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from published import ran_on
 from torch import Tensor
 
 from thinwire import QSGD, Key, Sign, Ternary, TopK, TwoLevel
 from thinwire.compress import Codes, Compressor
 from thinwire.kernels import cpu
+from thinwire.runs import ran_on
 from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from published import publish, ran_on
+from published import publish
 from torch import Tensor
 
 from thinwire.compress import QSGD, Compressor, Identity
@@ -32,6 +32,7 @@ from thinwire.exchange import DPSGD, Exchange, Gossip, Here
 from thinwire.exchange.driver import lockstep
 from thinwire.flat import Spans
 from thinwire.keys import Key
+from thinwire.runs import ran_on
 from thinwire.topology import Graph, Hypercube, RingGraph, Star, Topology
 from thinwire.transport.base import Answer, Ask
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from published import publish_goals, ran_on
+from published import publish_goals
 
 from thinwire.cli.demo_hub import accuracy_of, demo_settings, final_model
 from thinwire.cli.demo_train import save_digits
@@ -29,6 +29,7 @@ from thinwire.cli.hub_gang import HubGang
 from thinwire.cli.hub_worker import HubJob, WorkerJob
 from thinwire.errors import TransportError
 from thinwire.hub.dial import Dial
+from thinwire.runs import ran_on
 
 N, SEEDS, KILLS = 4, range(3), 200
 HUB_SHARE = 0.2

@@ -15,7 +15,9 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from published import publish, ran_on
+from published import publish
+
+from thinwire.runs import ran_on
 
 TESTS = Path(__file__).parents[1] / "tests"
 for folder in ("", "hub", "peers"):

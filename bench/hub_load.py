@@ -28,7 +28,7 @@ from typing import Any
 
 import grpc
 import torch
-from published import publish, ran_on
+from published import publish
 
 import thinwire as tw
 from thinwire.flat import Spans
@@ -38,6 +38,7 @@ from thinwire.hub.server import HubServer, Limits
 from thinwire.hub.service import send
 from thinwire.hub.settings import HubSettings
 from thinwire.kernels import cpu
+from thinwire.runs import ran_on
 from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
 

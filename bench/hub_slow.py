@@ -16,13 +16,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
 
-from published import publish, ran_on
+from published import publish
 
 from thinwire.cli.demo_hub import demo_settings
 from thinwire.cli.demo_train import save_digits
 from thinwire.cli.hub_gang import HubGang
 from thinwire.cli.hub_worker import HubJob, WorkerJob
 from thinwire.hub.dial import Dial
+from thinwire.runs import ran_on
 
 PAUSE, H, GOAL = 0.05, 4, 0.95
 

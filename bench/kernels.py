@@ -13,9 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from published import ran_on
-
 from thinwire.cli.bench_kernels import measure
+from thinwire.runs import ran_on
 
 SEED = 0
 GOALS = {

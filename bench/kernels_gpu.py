@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from published import ran_on
 from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.compress import QSGD, TopK
 from thinwire.flat import Spans
 from thinwire.keys import Key
+from thinwire.runs import ran_on
 from thinwire.wire.body import pack
 
 SIZES = (100_000, 1_000_000, 25_557_032, 124_439_808)

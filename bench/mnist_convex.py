@@ -23,11 +23,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from published import publish_goals, ran_on
+from published import publish_goals
 
 from thinwire.cli.idx import load_mnist
 from thinwire.cli.mnist import train
 from thinwire.cli.mnist_setting import D, Setting
+from thinwire.runs import ran_on
 
 SEEDS = range(5)
 STEP_SIZES = (0.3, 0.75, 1.0, 1.5)

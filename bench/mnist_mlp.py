@@ -32,13 +32,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from published import ran_on
 from torch import Tensor, nn
 
 from thinwire.cli.idx import Digits, load_mnist
 from thinwire.compress import QSGD
 from thinwire.errors import NonFiniteError
 from thinwire.exchange import DPSGD, Exchange, Gossip, Ring
+from thinwire.runs import ran_on
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep

@@ -1,15 +1,8 @@
-"""How every bench ends: what it ran on, and its table in a file and on the screen."""
+"""How every bench ends: its table in a file and on the screen."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from thinwire.runs import machine
-
-
-def ran_on(**more: str) -> str:
-    """Returns what a reader of a figure must know of the machine, and of more, in one line."""
-    return ", ".join(f"{name} {value}" for name, value in {**machine(), **more}.items())
 
 
 def publish(text: str, out: Path) -> None:

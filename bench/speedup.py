@@ -28,7 +28,7 @@ from statistics import mean, stdev
 import matplotlib as mpl
 import numpy as np
 import torch
-from published import publish, ran_on
+from published import publish
 from torch import Tensor
 
 from thinwire.compress import QSGD
@@ -36,6 +36,7 @@ from thinwire.exchange import Exchange, Gossip, Here, Ring
 from thinwire.exchange.driver import lockstep
 from thinwire.flat import Spans
 from thinwire.keys import Key
+from thinwire.runs import ran_on
 from thinwire.transport.base import Answer, Ask
 
 mpl.use("Agg")

@@ -31,7 +31,7 @@ from gpt_model import parameters
 
 import thinwire as tw
 from thinwire.cli.progress import Board, Watched, board
-from thinwire.runs import machine
+from thinwire.runs import ran_on
 
 TUNED_ON = 4
 """Tuning sees one token in so many."""
@@ -196,12 +196,11 @@ def publish(ended: dict[str, list[Job]], plan: Plan, command: str, out: Path) ->
     """Writes the table with what a reader must know of it."""
     c = plan.cell
     task = json.loads(next(iter(ended.values()))[0][1].read_text().splitlines()[0])["task"]
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
     text = [
         "# A byte-level GPT: bits per byte against bytes sent",
         "",
         f"{datetime.now(timezone.utc):%Y-%m-%d}, `{command}`, seeds 0 to {plan.seeds - 1}, mean +- "
-        f"standard deviation. {about}.",
+        f"standard deviation. {ran_on()}.",
         "",
         f"{task}. {c.tokens / 1e6:g} M tokens for every method, {c.workers} workers, local batch "
         f"{c.batch} windows of {c.shape.context} bytes, {c.steps} local steps, AdamW. Each method "

@@ -25,13 +25,18 @@ from thinwire.exchange import Asynchronous, Server
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
+from thinwire.stats import DOWN, UP
+
+LINK = 10e6
+"""Bits per second of the link that runs are asked about: an ordinary uplink to the internet."""
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands after an evaluation; costs are uplink, all workers together.
 
-    `bits` are the paper's, in fixed width; None where it counts none.
+    `bits` are the paper's, in fixed width; None where it counts none. `link_seconds` is how long
+    the master's link, or any worker's where there is none, would be busy at LINK.
     """
 
     step: int
@@ -40,6 +45,7 @@ class Progress:
     uplink: int
     bits: int | None
     seconds: float
+    link_seconds: float
     test_error: float
     loss: float
 
@@ -144,7 +150,8 @@ def train(
                 recent.add(error)
                 seen = done * setting.batch * setting.workers / len(data.train_y)
                 cost = _uplink(workers), _fixed_width(workers), time.perf_counter() - began
-                tell(Progress(done, seen, first.optimizer.round, *cost, error, loss))
+                busy = _busy(first.optimizer)
+                tell(Progress(done, seen, first.optimizer.round, *cost, busy, error, loss))
             stopped = keeping is not None and keeping.after_step()
     return {
         "preset": setting.preset,
@@ -192,6 +199,13 @@ def _fixed_width(workers: list[Worker]) -> int | None:
     if not isinstance(exchange, (Server, Asynchronous)):
         return None
     return rounds * compressor.fixed_width_bits(first.optimizer.spans)
+
+
+def _busy(optimizer: LocalSGD) -> float:
+    """Seconds in which the first worker's link says and hears, one after the other."""
+    stats = optimizer.stats
+    moved = sum(side[kind] for side in (stats.sent, stats.received) for kind in UP + DOWN)
+    return 8 * moved / LINK
 
 
 def _total(own: list[int]) -> int:

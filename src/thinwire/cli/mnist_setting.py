@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from thinwire.compress import QSGD, Compressor, Identity, Sign, TopK
+from thinwire.compress.halves import Quantizer
 from thinwire.errors import ConfigError
 from thinwire.exchange import (
     DPSGD,
@@ -24,14 +25,27 @@ from thinwire.schedule import HSchedule, RandomGaps
 D, K = 7850, 40
 
 
-def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
+VALUES: dict[str, Quantizer | None] = {
+    "sign": Sign(),
+    "exact": None,
+    "scaled": QSGD(bits=4, scale="beta"),
+    "unscaled": QSGD(bits=4, scale="none"),
+}
+"""How `qsparse_local_sgd` and `qsparse_async` say a kept value; scaled as the paper has it."""
+
+
+def _methods(
+    k: int, feedback: bool, values: str = "sign"
+) -> dict[str, tuple[Compressor, Exchange]]:
     """What each preset says in this setting, one flat scope, and to whom."""
     owed = Feedback() if feedback else NoFeedback(permit="biased")
     topk, sign = TopK(k=k, scope="global"), Sign(scope="global")
+    said = VALUES[values]
+    qtopk = topk if said is None else topk >> said
     eight = QSGD(bits=8, norm="max", scale="none", scope="global", bucket=1024, coding="fixed")
     return {
-        "qsparse_local_sgd": (topk >> Sign(), Server(owed)),
-        "qsparse_async": (topk >> Sign(), Asynchronous(owed)),
+        "qsparse_local_sgd": (qtopk, Server(owed)),
+        "qsparse_async": (qtopk, Asynchronous(owed)),
         "topk_sgd": (topk, Server(owed)),
         "ef_sign_sgd": (sign, Server(owed)),
         "local_sgd": (Identity(), Server(NoFeedback())),
@@ -48,6 +62,8 @@ def _methods(k: int, feedback: bool) -> dict[str, tuple[Compressor, Exchange]]:
 
 WITHOUT_FEEDBACK = ("qsparse_local_sgd", "qsparse_async", "topk_sgd", "ef_sign_sgd")
 """Presets that an experiment may run with feedback off."""
+QUANTIZES = ("qsparse_local_sgd", "qsparse_async")
+"""Presets whose kept values may be said in several ways."""
 KEEPS_K = ("qsparse_local_sgd", "qsparse_async", "topk_sgd", "choco_sgd", "squarm_sgd")
 """Presets that keep k entries."""
 ONE_STEP = ("vanilla", "topk_sgd", "ef_sign_sgd", "choco_sgd", "deep_squeeze", "d_psgd", "marsit")
@@ -64,6 +80,7 @@ class Setting:
         k: kept entries, where the preset sparsifies.
         step_size: c of c a / (a + t).
         step_decay: a of c a / (a + t); the paper's is about d H / k.
+        values: how the two presets that sparsify and quantize say a kept value; see `VALUES`.
         feedback: whether the residual is kept.
         target_error: stops when the mean of three evaluations in a row is at most this.
         workers: N.
@@ -79,6 +96,7 @@ class Setting:
     k: int = K
     step_size: float = 0.3
     step_decay: float = 8 * D / K
+    values: str = "sign"
     feedback: bool = True
     target_error: float = 0.10
     workers: int = 15
@@ -96,6 +114,12 @@ class Setting:
         if not self.feedback and self.preset not in WITHOUT_FEEDBACK:
             raise ConfigError(
                 f"{self.preset} cannot run without feedback; {', '.join(WITHOUT_FEEDBACK)} can"
+            )
+        if self.values not in VALUES:
+            raise ConfigError(f"no values {self.values!r}; choose {', '.join(VALUES)}")
+        if self.values != "sign" and self.preset not in QUANTIZES:
+            raise ConfigError(
+                f"{self.preset} says its values in one way; {' and '.join(QUANTIZES)} in several"
             )
         if self.k != K and self.preset not in KEEPS_K:
             raise ConfigError(f"{self.preset} keeps no k entries; {', '.join(KEEPS_K)} do")
@@ -116,7 +140,7 @@ class Setting:
     @property
     def method(self) -> tuple[Compressor, Exchange]:
         """C of this run, and who says it to whom."""
-        return _methods(self.k, self.feedback)[self.preset]
+        return _methods(self.k, self.feedback, self.values)[self.preset]
 
 
 def usual_H(preset: str) -> int:

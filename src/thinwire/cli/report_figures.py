@@ -66,7 +66,7 @@ def panels(series: Sequence[Series]) -> list[Panel]:
     bytes_ = "uplink" if has(series, "evaluations", "uplink") else "sent"
     time = "epoch" if has(series, "evaluations", "epoch") else "step"
     for metric in metrics_of(series)[:METRICS]:
-        for x in (time, bytes_, "seconds"):
+        for x in (time, bytes_, "bits", "seconds", "link_seconds"):
             if has(series, "evaluations", x, metric):
                 found.append(_curves(series, "evaluations", x, metric, spoken(metric)))
     if any(s.shares for s in series):
@@ -172,10 +172,13 @@ def _curves(series: Sequence[Series], kind: str, x: str, y: str, what: str) -> P
                 low, high = [p.low for p in curve], [p.high for p in curve]
                 axes.fill_between(xs, low, high, color=colour, alpha=0.16, linewidth=0)
             tips.append((s.letter, xs[-1], ys[-1], colour))
-        if x in ("uplink", "sent"):
+        if x in ("uplink", "sent", "link_seconds"):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: _round_size(n)))
+            say = "{:g}".format if x == "link_seconds" else _round_size
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: say(n)))
             axes.xaxis.set_minor_formatter(NullFormatter())
+        if x == "bits":
+            axes.set_xscale("log", base=2)
         if y in PERCENT:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_title(title if y in EXTRAS else what)

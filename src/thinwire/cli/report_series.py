@@ -18,10 +18,12 @@ AXES = {
     "step": "local steps",
     "uplink": "bytes said, all workers",
     "sent": "bytes sent, all workers",
+    "bits": "bits said in fixed width, all workers",
     "seconds": "seconds",
+    "link_seconds": "seconds that the busiest link is busy",
 }
 """What a figure may run along, by the key of an evaluation line."""
-NO_METRIC = {*AXES, "t", "event", "method", "round", "rounds", "tokens", "bits", "setup"}
+NO_METRIC = {*AXES, "t", "event", "method", "round", "rounds", "tokens", "setup"}
 PERCENT = ("accuracy", "test_error", "top1", "top5", "error")
 FIRST = ("test_error", "accuracy", "top1", "bits_per_byte", "loss")
 """Metrics that a reader asks for first."""

@@ -30,6 +30,9 @@ def mnist(
         int | None, typer.Option("--H", help="Local steps per round; 8, or 1 where the preset is.")
     ] = None,
     k: Annotated[int, typer.Option(help="Kept entries of the 7850.")] = 40,
+    values: Annotated[
+        str, typer.Option(help="How qsparse says a kept value: sign, exact, scaled or unscaled.")
+    ] = "sign",
     step_size: Annotated[float, typer.Option(help="c of the step size c a / (a + t).")] = 0.3,
     step_decay: Annotated[
         float, typer.Option(help="a of it; the paper's is about d H / k.")
@@ -78,6 +81,7 @@ def mnist(
         preset=preset,
         H=usual_H(preset) if H is None else H,
         k=k,
+        values=values,
         step_size=step_size,
         step_decay=step_decay,
         feedback=feedback,

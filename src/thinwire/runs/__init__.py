@@ -4,7 +4,7 @@ No torch is imported here, so that the command line answers at once; `measure` n
 """
 
 from thinwire.runs.log import RunLog, Sink
-from thinwire.runs.machine import cores, machine
+from thinwire.runs.machine import cores, machine, ran_on
 from thinwire.runs.read import Run, read_runs
 from thinwire.runs.sinks import TensorBoard, WeightsAndBiases
 
@@ -16,5 +16,6 @@ __all__ = [
     "WeightsAndBiases",
     "cores",
     "machine",
+    "ran_on",
     "read_runs",
 ]

@@ -27,6 +27,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def ran_on(**more: str) -> str:
+    """Returns what a reader of a figure must know of the machine, and of more, in one line."""
+    return ", ".join(f"{name} {value}" for name, value in {**machine(), **more}.items())
+
+
 def cores() -> int:
     """Returns how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -41,7 +41,7 @@ def sections(frame: bytes, compressor: Compressor, spans: Spans) -> dict[str, in
     if not compressor.sparsifier.says_index:
         index = 0
     elif quantizer.scales and quantizer.coding == "smallest":
-        reader.index(at.counts, at.groups, at.domains)
+        reader.index(at.counts, at.groups, at.domains, at.index_bytes)
         index = body - len(reader)
     else:
         packed = kernels.packed_bytes(at.n_codes, quantizer.width) if quantizer.scales else 0

@@ -1,0 +1,119 @@
+"""The tables: uplink to the target, means over seeds, gains, and the paper's claims as goals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Any
+
+from mnist_schemes import SGD, TOPK, Scheme, protocol_a, protocol_b
+
+from thinwire.cli.mnist_setting import Setting
+
+Result = dict[str, Any]
+Look = Callable[[Setting], Result]
+"""Finds the result of a run that is done."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over seeds of what a scheme cost until the target, or until it gave up."""
+
+    name: str
+    step_size: float
+    steps: float
+    bits: float
+    bits_spread: float
+    framed: float
+    framed_spread: float
+    reached: int
+    seeds: int
+
+
+def row(scheme: Scheme, setting: Setting, seeds: range, look: Look) -> Row:
+    """Returns one row; Mbit in fixed width, kB framed, of all workers' messages."""
+    results = [look(replace(setting, seed=seed)) for seed in seeds]
+    bits = [r["bits"] / 1e6 for r in results]
+    framed = [r["uplink"] / 1e3 for r in results]
+    steps = mean(r["step"] for r in results)
+    reached = sum(r["reached"] for r in results)
+    costs = mean(bits), spread(bits), mean(framed), spread(framed)
+    return Row(scheme.name, setting.step_size, steps, *costs, reached, len(seeds))
+
+
+def rows(schemes: list[Scheme], seeds: range, steps: int, look: Look) -> dict[str, list[Row]]:
+    """Returns the rows of both protocols."""
+
+    def at(scheme: Scheme, settings: list[Setting]) -> list[Row]:
+        return [row(scheme, replace(s, max_steps=steps), seeds, look) for s in settings]
+
+    return {
+        "a": [at(s, protocol_a(s))[0] for s in schemes],
+        "b": [min(at(s, protocol_b(s)), key=lambda r: (-r.reached, r.bits)) for s in schemes],
+    }
+
+
+def spread(values: list[float]) -> float:
+    """Returns the standard deviation; of one value, 0."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Returns the rows with their gains over SGD and over TopK-SGD, where both are there."""
+    by_name = {r.name: r for r in rows}
+    sgd, topk = by_name.get(SGD), by_name.get(TOPK)
+    lines = [
+        "| scheme | c | reached | steps | Mbit, fixed width | kB, framed | "
+        "against SGD, bits / framed | against TopK, H=1, bits / framed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        more = "" if r.reached == r.seeds else "> "
+        lines.append(
+            f"| {r.name} | {r.step_size:g} | {r.reached}/{r.seeds} | {more}{r.steps:.0f} | "
+            f"{more}{r.bits:.3f} +- {r.bits_spread:.3f} | "
+            f"{more}{r.framed:.1f} +- {r.framed_spread:.1f} | {_gain(sgd, r)} | {_gain(topk, r)} |"
+        )
+    return lines
+
+
+def _gain(over: Row | None, r: Row) -> str:
+    if over is None or r.reached < r.seeds:
+        return "-"
+    return f"{over.bits / r.bits:.1f}x / {over.framed / r.framed:.1f}x"
+
+
+GOALS = (
+    ("a", "SignTopK, H=8", TOPK, "bits", 10),
+    ("a", "SignTopK, H=8", SGD, "bits", 1000),
+    ("a", "SignTopK, H=8", TOPK, "framed", 9),
+    ("a", "SignTopK, H=8", SGD, "framed", 1000),
+    ("a", "SignTopK, gaps in [1, 8]", TOPK, "bits", 8),
+    ("a", "SignTopK, gaps in [1, 8]", SGD, "bits", 1000),
+    ("b", "SignTopK, H=32", TOPK, "bits", 12),
+    ("b", "SignTopK, H=32", SGD, "bits", 2000),
+    ("b", "SignTopK, H=32", TOPK, "framed", 11),
+    ("b", "SignTopK, H=32", SGD, "framed", 1800),
+    ("b", "SignTopK, gaps in [1, 32]", TOPK, "bits", 8),
+    ("b", "SignTopK, gaps in [1, 32]", SGD, "bits", 1400),
+    ("b", "SignTopK, H=4", "SignTopK, H=4, no feedback", "bits", 5),
+)
+"""Protocol, ours, over what, in which accounting, at least how many times fewer."""
+
+
+def verdict(found: dict[str, list[Row]]) -> list[str]:
+    """Returns each goal as measured; those of schemes that were left out are left out."""
+    lines = ["| protocol | claim | goal | measured | |", "|---|---|---|---|---|"]
+    for protocol, ours, over, what, goal in GOALS:
+        by_name = {r.name: r for r in found[protocol]}
+        if not {ours, over} <= set(by_name):
+            continue
+        mine, theirs = by_name[ours], by_name[over]
+        times = getattr(theirs, what) / getattr(mine, what)
+        arrives = theirs.reached == theirs.seeds
+        met = mine.reached == mine.seeds and (times >= goal or not arrives)
+        shown = f"{times:.1f}x" if arrives else f"over {times:.1f}x: it never arrives"
+        claim = f"{ours} against {over}, {what}"
+        lines.append(f"| {protocol} | {claim} | {goal}x | {shown} | {'met' if met else 'MISSED'} |")
+    return lines
