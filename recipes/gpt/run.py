@@ -31,6 +31,7 @@ from gpt_model import parameters
 
 import thinwire as tw
 from thinwire.cli.progress import Board, Watched, board
+from thinwire.kernels import cpu
 from thinwire.runs import ran_on
 
 TUNED_ON = 4
@@ -117,6 +118,7 @@ _told: Any
 def _begin(files: list[Path], told: Any) -> None:
     global _text, _told
     torch.set_num_threads(1)
+    cpu.warm()  # loading a kernel takes longer than many rounds: that belongs to no run's seconds
     _text, _told = load(files, Cell(METHODS["ddp"]).shape.context), told
 
 

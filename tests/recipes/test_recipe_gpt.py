@@ -10,14 +10,15 @@ from pathlib import Path
 
 import gpt_data
 import pytest
-import run as gpt_run
 import torch
 from gpt_cell import Cell, finished, run, step_size
 from gpt_methods import GRIDS, METHODS, Method, variants
 from gpt_model import GPT, Shape, parameters
+from programs import program
 
 import thinwire as tw
 
+gpt_run = program("gpt")
 TINY = Shape(layers=1, heads=2, width=16, context=16)
 CELL = Cell(METHODS["ddp"], tokens=2 * 4 * 16 * 12, workers=2, batch=4, shape=TINY,
             evaluations=3, windows=64)  # fmt: skip

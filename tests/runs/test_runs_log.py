@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,9 @@ def test_weights_and_biases_writes_a_run_offline(tmp_path: Path) -> None:
     with RunLog("case", 0, {"H": 8}, tmp_path / "a.jsonl", also=[sink]) as log:
         log.write("evaluation", step=4, loss=0.25)
     (run,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30  # its own process writes the file
+    while b"evaluation/loss" not in run.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"evaluation/loss" in run.read_bytes()
 
 
