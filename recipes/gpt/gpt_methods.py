@@ -84,15 +84,15 @@ GRIDS: dict[str, Grid] = {
     "diloco": {"lr": _LR, "outer_lr": (0.7, 1.0), "momentum": (0.0, 0.6, 0.9)},
     "sparseloco": {
         "lr": _LR, "density": (0.03, 0.125), "decay": (0.9, 0.95, 1.0), "outer_lr": (0.8, 1.0),
-        "dense": (0, 4),
+        "dense": (0, 2),
     },
     "qsparse": {
         "lr": _LR, "density": (0.03, 0.125), "decay": (0.95, 1.0), "outer_lr": (0.8, 1.0),
-        "dense": (0, 4),
+        "dense": (0, 2),
     },
     "qprsgd": {"lr": _LR},
 }  # fmt: skip
-"""Levers by kind: tuning goes through them in this order, keeping the best so far (one seed)."""
+"""Levers by kind; two dense steps of 1220 keep a method above 100 times fewer bytes. Tuning goes through them in this order, keeping the best so far (one seed)."""
 
 
 def variants(method: Method, lever: str) -> list[Method]:

@@ -165,7 +165,8 @@ def publish(c: argparse.Namespace) -> None:
         "c a / (a + t). The target is reached when the mean of three evaluations in a row, one "
         "every max(8, H) steps (8 where each worker speaks at gaps of its own), is at most 0.10. "
         "Uplink, all workers together, in the paper's fixed-width accounting and as framed "
-        "(`len(frame)`). QTopK says 4 bits a value. Asynchronous: each worker's gaps are drawn from {1, ..., H}.",
+        "(`len(frame)`). QTopK says 4 bits a value. Asynchronous: each worker's gaps are drawn "
+        "from {1, ..., H}.",
         "",
         "## (a) one shared step size: c = 0.3, a = 1570 for every scheme",
         "",
