@@ -22,6 +22,7 @@ from thinwire.cli.keeping import Keeping, Recent, Run, Same
 from thinwire.cli.mnist_setting import Setting
 from thinwire.errors import ConfigError
 from thinwire.exchange import Asynchronous, Server
+from thinwire.runs.measure import consensus_distance
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
@@ -36,7 +37,8 @@ class Progress:
     """Where a run stands after an evaluation; costs are uplink, all workers together.
 
     `bits` are the paper's, in fixed width; None where it counts none. `link_seconds` is how long
-    the master's link, or any worker's where there is none, would be busy at LINK.
+    the master's link, or any worker's where there is none, would be busy at LINK. `consensus` is
+    how far the workers' models are apart; None unless it was measured.
     """
 
     step: int
@@ -48,6 +50,7 @@ class Progress:
     link_seconds: float
     test_error: float
     loss: float
+    consensus: float | None = None
 
 
 class Worker:
@@ -111,6 +114,7 @@ def train(
     snapshots: str | Path | None = None,
     every: int = 50,
     meet: Callable[[LocalSGD, int], object] = lambda optimizer, step: None,
+    norms: bool = False,
 ) -> dict[str, Any]:
     """Trains until the target or the last step; returns what it cost, uplink, all workers together.
 
@@ -121,6 +125,7 @@ def train(
         snapshots: a folder to keep snapshots in, and to go on from.
         every: rounds from one snapshot to the next.
         meet: is given the first worker's optimizer, and the local steps done, before the first.
+        norms: whether to measure consensus, where all workers are in this process.
 
     Raises:
         ConfigError: settings that cannot run.
@@ -151,7 +156,9 @@ def train(
                 seen = done * setting.batch * setting.workers / len(data.train_y)
                 cost = _uplink(workers), _fixed_width(workers), time.perf_counter() - began
                 busy = _busy(first.optimizer)
-                tell(Progress(done, seen, first.optimizer.round, *cost, busy, error, loss))
+                models = [worker.optimizer.anchor for worker in workers]
+                apart = consensus_distance(models) if norms and len(models) > 1 else None
+                tell(Progress(done, seen, first.optimizer.round, *cost, busy, error, loss, apart))
             stopped = keeping is not None and keeping.after_step()
     return {
         "preset": setting.preset,

@@ -12,6 +12,7 @@ from thinwire.cli.output import size
 from thinwire.cli.report_series import (
     AXES,
     CLASSES,
+    NORMS,
     PERCENT,
     Series,
     Tasks,
@@ -31,12 +32,6 @@ INK, GRID = "#111111", "#c9c9c9"
 """Colours that no series has: the page gives each its own for light and dark."""
 WIDTH, HEIGHT = 3.9, 2.75
 METRICS = 3
-EXTRAS = {
-    "residual_norm": "Residual's norm: what is not said yet",
-    "delta_norm": "Pseudo-gradient's norm",
-    "consensus": "How far the workers' models are apart",
-    "staleness": "Updates missed when a worker spoke",
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ def panels(series: Sequence[Series]) -> list[Panel]:
         said = f"Shares of header, index, scale and value in the bytes of methods {letters}."
         found.append(Panel("What a message's bytes are", said, lambda axes: _shares(axes, series)))
     for kind in ("rounds", "evaluations"):
-        for key, title in EXTRAS.items():
+        for key, title in NORMS.items():
             if has(series, kind, "step", key):
                 found.append(_curves(series, kind, "step", key, title))
     return found
@@ -147,7 +142,7 @@ _VARIABLES = {"ink": INK, "grid": GRID} | {f"c{n}": colour for n, colour in enum
 
 
 def _curves(series: Sequence[Series], kind: str, x: str, y: str, what: str) -> Panel:
-    title = what if y in EXTRAS else f"{what} against {AXES[x].partition(',')[0]}"
+    title = what if y in NORMS else f"{what} against {AXES[x].partition(',')[0]}"
     ends = []
     for s in series:
         if curve := s.curve(kind, x, y):
@@ -181,7 +176,7 @@ def _curves(series: Sequence[Series], kind: str, x: str, y: str, what: str) -> P
             axes.set_xscale("log", base=2)
         if y in PERCENT:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_title(title if y in EXTRAS else what)
+        axes.set_title(title if y in NORMS else what)
         axes.set_xlabel(AXES[x])
         axes.grid(True)
         axes.margins(x=0.08)

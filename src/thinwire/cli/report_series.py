@@ -23,7 +23,14 @@ AXES = {
     "link_seconds": "seconds that the busiest link is busy",
 }
 """What a figure may run along, by the key of an evaluation line."""
-NO_METRIC = {*AXES, "t", "event", "method", "round", "rounds", "tokens", "setup"}
+NORMS = {
+    "residual_norm": "Residual's norm: what is not said yet",
+    "delta_norm": "Pseudo-gradient's norm",
+    "consensus": "How far the workers' models are apart",
+    "staleness": "Updates missed when a worker spoke",
+}
+"""What is drawn along local steps where it was measured."""
+NO_METRIC = {*AXES, *NORMS, "t", "event", "method", "round", "rounds", "tokens", "setup"}
 PERCENT = ("accuracy", "test_error", "top1", "top5", "error")
 FIRST = ("test_error", "accuracy", "top1", "bits_per_byte", "loss")
 """Metrics that a reader asks for first."""

@@ -50,7 +50,7 @@ def mnist(
     json: Annotated[Path | None, typer.Option(help="Write the result here as data.")] = None,
     log: Annotated[Path | None, typer.Option(help="Write the run's JSON lines here.")] = None,
     norms: Annotated[
-        bool, typer.Option(help="Measure residual and pseudo-gradient; two passes a round.")
+        bool, typer.Option(help="Log norms, and in one process how far models are apart; slower.")
     ] = False,
     snapshots: Annotated[
         str | None, typer.Option(help="Keep snapshots in this folder, and go on from the newest.")
@@ -114,7 +114,7 @@ def mnist(
         def meet(optimizer: LocalSGD, step: int) -> None:
             Measured(optimizer, lines, norms=norms, step=step)
 
-        result = program.train(setting, digits, tell, snapshots, every, meet)
+        result = program.train(setting, digits, tell, snapshots, every, meet, norms)
         lines.write("result", **result)
         outcome = "reached" if result["reached"] else "not reached"
         drawn.finish(name, f"target {setting.target_error:g} {outcome}")
