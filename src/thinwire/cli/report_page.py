@@ -11,6 +11,7 @@ from thinwire.cli.report_series import Series, Tasks, metrics_of, shown, spoken
 from thinwire.version import __version__
 
 DARK = ("#e8e8e8", "#6cb6ee", "#ff9d5c", "#3fd0a0", "#efa6cf", "#e0c04a", "#9fd0f5", "#c79be6")
+NOTHING = "-"
 MARKS = "●■▲◆▼✚✖⬟"
 
 _CSS = """
@@ -96,17 +97,21 @@ def _legend(s: Series) -> str:
 def _table(series: Sequence[Series]) -> Iterator[str]:
     metrics = metrics_of(series)
     heads = ["method", *map(spoken, metrics), "steps", "rounds", "said", "sent", "ratio", "seconds"]
-    yield '<h2>Methods</h2><div class="wide" tabindex="0"><table><thead><tr>'
-    yield "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    yield "</tr></thead><tbody>"
+    rows = []
     for s in series:
         cells = [f"<b>{s.letter}</b> {escape(s.label)}"]
         cells += [_spread(metric, s.last(metric)) for metric in metrics]
         cells += [_mean(s.last(key), "{:.0f}".format) for key in ("step", "round")]
         cells += [_mean(s.last(key), size) for key in ("uplink", "sent")]
-        cells.append("-" if s.ratio is None else f"{s.ratio:.4g}x")
+        cells.append(NOTHING if s.ratio is None else f"{s.ratio:.4g}x")
         cells.append(_mean(s.last("seconds"), "{:.1f}".format))
-        yield f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        rows.append(cells)
+    known = [n for n in range(len(heads)) if any(cells[n] != NOTHING for cells in rows)]
+    yield '<h2>Methods</h2><div class="wide" tabindex="0"><table><thead><tr>'
+    yield "".join(f'<th scope="col">{escape(heads[n])}</th>' for n in known)
+    yield "</tr></thead><tbody>"
+    for cells in rows:
+        yield f"<tr>{''.join(f'<td>{cells[n]}</td>' for n in known)}</tr>"
     yield "</tbody></table></div>"
     yield (
         "<p><small>Last evaluation, mean over seeds +- half their range. said: framed bytes of all "
@@ -117,14 +122,14 @@ def _table(series: Sequence[Series]) -> Iterator[str]:
 
 def _spread(metric: str, values: Sequence[float]) -> str:
     if not values:
-        return "-"
+        return NOTHING
     middle, half = sum(values) / len(values), (max(values) - min(values)) / 2
     return shown(metric, middle) + (f" +- {shown(metric, half)}" if len(values) > 1 else "")
 
 
 def _mean(values: Sequence[float], say: object) -> str:
     assert callable(say)
-    return str(say(sum(values) / len(values))) if values else "-"
+    return str(say(sum(values) / len(values))) if values else NOTHING
 
 
 def _about(series: Sequence[Series]) -> Iterator[str]:
