@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.lean import fits, lean_round
+from thinwire.ledger import Entry, Ledger, Watched
 from thinwire.outer import Adopt, Average, Outer
 from thinwire.parameters import Buffers, Given
 from thinwire.round import RoundState, one_round
@@ -47,6 +48,42 @@ class Seat:
 
     rank: int
     N: int
+
+
+@runtime_checkable
+class Company(Protocol):
+    """A group whose members come and go, so that a round may be tried more than once."""
+
+    def join(self, worker: LocalSGD) -> None:
+        """Takes this worker in: it then holds the anchor of those that are there."""
+        ...
+
+    def sync(self, worker: LocalSGD, called: bool) -> None:
+        """Has this worker's round done, or what became of it without this worker."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A round that is done and not yet taken up: dropping it changes nothing.
+
+    Args:
+        state: after the round.
+        shared: (b,) float32, the model's buffers as agreed.
+        before: the counters when it began.
+        cleared: whether the residual was dropped before it.
+        lr: the learning rate it began with.
+        in_place: whether the parameters already hold the new anchor.
+        entry: what it adds to the books, where any are kept.
+    """
+
+    state: RoundState
+    shared: Tensor
+    before: tuple[int, ...]
+    cleared: bool
+    lr: float
+    in_place: bool
+    entry: Entry | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +133,8 @@ class LocalSGD(torch.optim.Optimizer):
         exchange: who says it to whom, and whether with feedback.
         outer: how the anchor moves along the mean; by default as the exchange has it.
         group: a process group; None for the default one (or, without one, a group of one); a
-            `Seat` of a `LockStep`; or a transport of one's own, as `join` makes.
+            `Seat` of a `LockStep`; a transport of one's own, as `join` makes; or a
+            `thinwire.elastic.Quorum`, whose workers may die, return and join.
         seed: of the random choices; the same on all ranks.
         buffers: of the model, such as BN statistics: "local", "average" or "broadcast" (rank
             0's) at every round.
@@ -106,6 +144,7 @@ class LocalSGD(torch.optim.Optimizer):
         due: is asked after each local step, with their number, whether to end the round before H
             steps are done; only where a worker waits for no other (`Hub`).
         on_round: is called with a `RoundReport` after each round.
+        ledger: books every update, so that one can see that nothing is lost; see `Ledger`.
 
     Raises:
         ConfigError: settings disagree with each other or with another rank's; on every rank.
@@ -138,12 +177,13 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: Compressor | None = None,
         exchange: Exchange | None = None,
         outer: Outer | None = None,
-        group: dist.ProcessGroup | Seat | Transport | None = None,
+        group: dist.ProcessGroup | Seat | Transport | Company | None = None,
         seed: int = 0,
         buffers: Buffers = "local",
         clear_residual_at_drop: float | None = None,
         due: Callable[[int], bool] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.inner = optimizer
         self.H = H
@@ -156,10 +196,12 @@ class LocalSGD(torch.optim.Optimizer):
         self.clear_residual_at_drop = clear_residual_at_drop
         self.due = due
         self.on_round = on_round
+        self.ledger = ledger
         self.stats = Stats()
         self._state: RoundState
         self._frozen_groups = False
-        self._transport = _transport(group)
+        self._company = group if isinstance(group, Company) else None
+        self._transport = None if self._company is not None else _transport(group)
         self._rank, self._N = _place(group, self._transport)
         self._local = 0
         problem = None
@@ -176,6 +218,8 @@ class LocalSGD(torch.optim.Optimizer):
             drive(self.join(), self._transport, self.stats)
         elif problem is not None:
             raise problem
+        elif self._company is not None:
+            self._company.join(self)
 
     @property
     def round(self) -> int:
@@ -219,11 +263,7 @@ class LocalSGD(torch.optim.Optimizer):
         """Agrees with all ranks on the settings and starts from rank 0's parameters."""
         if self._problem is not None and self._N == 1:
             raise self._problem
-        if self._problem is not None:
-            own: dict[str, Any] = {"problem": str(self._problem)}
-        else:
-            own = hello(__version__, self._settings, self._described, self._state.anchor)
-        self._run, equal = yield from agree(own, self._rank, self._N)
+        self._run, equal = yield from agree(self.introduce(), self._rank, self._N)
         if not equal:
             start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
             self._restart(host.send(start, self._device))
@@ -240,26 +280,38 @@ class LocalSGD(torch.optim.Optimizer):
             FrameError: a frame was truncated, altered, foreign or stale.
             PeerLost, RoundTimeout: a rank is gone or silent.
         """
-        return self._drive(self.steps(closure))
+        if self._company is None:
+            return self._drive(self.steps(closure))
+        loss, over = self._local_step(closure)
+        if over:
+            self._company.sync(self, called=False)
+        return loss
 
     def sync(self) -> None:
         """Runs a round now, however few local steps are done; every rank must call it."""
-        self._drive(self.sync_talk())
+        if self._company is None:
+            self._drive(self.sync_talk())
+        else:
+            self._company.sync(self, called=True)
 
     def steps(self, closure: Closure | None = None) -> Generator[Ask, Answer, Any]:
         """The same as `step`, as a talk for whoever drives it."""
-        loss = self._inner_step(closure)
-        # What a learning-rate scheduler looks at, which only wraps `step`.
-        self._opt_called = True
-        self._local += 1
-        over = self.due is not None and self.due(self._local)
-        if over or self._local >= H_at(self.H, self.round, self._key()):
+        loss, over = self._local_step(closure)
+        if over:
             yield from self.sync_talk(called=False)
         elif self.exchange.pace == "own":
             state = self._state
             mem = yield from self.exchange.attend(state.anchor, state.mem, self._here())
             self._state = replace(state, mem=mem)
         return loss
+
+    def _local_step(self, closure: Closure | None) -> tuple[Any, bool]:
+        loss = self._inner_step(closure)
+        # What a learning-rate scheduler looks at, which only wraps `step`.
+        self._opt_called = True
+        self._local += 1
+        over = self.due is not None and self.due(self._local)
+        return loss, over or self._local >= H_at(self.H, self.round, self._key())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the inner optimizer's parameters."""
@@ -296,6 +348,41 @@ class LocalSGD(torch.optim.Optimizer):
         self.inner.load_state_dict(copy.deepcopy(state_dict["inner"]))
         self._adopt_inner()
         self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
+
+    def sit(self, rank: int, N: int, run: int) -> None:
+        """Takes another place among other workers, as an elastic group gives it."""
+        self._rank, self._N, self._run = rank, N, run
+
+    def stand(self, state: RoundState, buffers: Tensor) -> None:
+        """Goes on from this state, which is of another's making; local steps begin anew.
+
+        Args:
+            state: of the rounds.
+            buffers: (b,) float32, of the model; none where they are local.
+        """
+        flat.write(state.anchor, self._params)
+        flat.write(buffers, self._buffers)
+        self._state, self._local = state, 0
+
+    def hold(self) -> tuple[RoundState, Tensor]:
+        """Returns what `stand` takes."""
+        return self._state, flat.read(self._buffers, device=self._device)
+
+    def books(self) -> dict[str, Tensor]:
+        """Returns this worker's books as they stand; see `Ledger`.
+
+        Raises:
+            ConfigError: it keeps none.
+        """
+        if self.ledger is None:
+            raise ConfigError("this worker keeps no books; give LocalSGD a ledger=Ledger()")
+        return self.ledger.closed(self.exchange, self._state.mem, self._N)
+
+    def introduce(self) -> dict[str, Any]:
+        """Returns what this worker says of itself before it is agreed with, as JSON."""
+        if self._problem is not None:
+            return {"problem": str(self._problem)}
+        return hello(__version__, self._settings, self._described, self._state.anchor)
 
     def begin_at(self, round: int, mem: Memory) -> None:
         """Goes on in that round, these memories in place of their first values.
@@ -359,6 +446,11 @@ class LocalSGD(torch.optim.Optimizer):
             raise ConfigError(
                 f"{self.exchange!r} needs all workers at agreed steps; due= is for exchange=Hub()"
             )
+        if self.ledger is not None and self.exchange.hands_anchor:
+            raise ConfigError(
+                f"{self.exchange!r} hands back a model in which others' updates are, too, so one "
+                "worker's books cannot balance; a Ledger is for exchanges that meet in rounds"
+            )
         named = parameters.named_parameters(model_or_params)
         shared = parameters.named_buffers(model_or_params, self.buffers)
         parameters.check_same(named, self.inner)
@@ -403,21 +495,45 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
+        tried = yield from self.try_round(called)
+        self.take_up(tried)
+
+    def try_round(
+        self, called: bool = True, outer: Outer | None = None
+    ) -> Generator[Ask, Answer, Tried]:
+        """Runs a round and returns what comes of it, not yet taken up.
+
+        Args:
+            called: whether all ranks were called together, whatever their local steps.
+            outer: in the place of the agreed outer step.
+        """
         before = self._counted()
         began, cleared, lr = self._cleared_at_drop()
         shared = yield from self._shared_buffers()
-        if self._lean:
+        entry, lean = None, self._lean
+        if lean:
             state = yield from lean_round(
                 began, self._params, self.exchange, self.outer, self._here()
             )
         else:
-            state = yield from self._dense_round(began, called)
-            flat.write(state.anchor, self._params)
-        flat.write(shared, self._buffers)
-        local_steps, round = self._local, began.round
-        self._state, self._local, self._lr = state, 0, lr
+            watched = Watched(self.exchange) if self.ledger is not None else None
+            exchange = cast(Exchange, watched or self.exchange)
+            state = yield from self._dense_round(began, called, exchange, outer or self.outer)
+            if watched is not None:
+                entry = watched.entry.after_reset(self._state.mem if cleared else {})
+        return Tried(state, shared, before, cleared, lr, lean, entry)
+
+    def take_up(self, tried: Tried) -> None:
+        """Goes on from what a round came to."""
+        if not tried.in_place:
+            flat.write(tried.state.anchor, self._params)
+        flat.write(tried.shared, self._buffers)
+        local_steps, round = self._local, self._state.round
+        self._state, self._local, self._lr = tried.state, 0, tried.lr
+        if self.ledger is not None and tried.entry is not None:
+            self.ledger.book(tried.entry)
         uplink, sent, received, lost, repairs, mended = (
-            b - a for a, b in zip(before, self._counted(), strict=True)
+            b - a for a, b in zip(tried.before, self._counted(), strict=True)
         )
         where = f"rank {self._rank}, round {round}"
         if lost:
@@ -425,30 +541,31 @@ class LocalSGD(torch.optim.Optimizer):
         if repairs:
             LOG.warning("%s: repaired by one dense round of its neighbourhood", where)
         if self.on_round is not None:
-            self.on_round(
-                RoundReport(
-                    round, local_steps, uplink, sent, received, cleared, lost, repairs > 0, mended
-                )
-            )
+            mend = tried.cleared, lost, repairs > 0, mended
+            self.on_round(RoundReport(round, local_steps, uplink, sent, received, *mend))
 
     def _counted(self) -> tuple[int, ...]:
         return *self.stats.totals(), *self.stats.mended()
 
-    def _dense_round(self, began: RoundState, called: bool) -> Generator[Ask, Answer, RoundState]:
-        anchor = began.anchor
+    def _dense_round(
+        self, began: RoundState, called: bool, exchange: Exchange, outer: Outer
+    ) -> Generator[Ask, Answer, RoundState]:
+        here = replace(self._here(), called=called)
+        return (yield from one_round(began, self.progress(began.anchor), exchange, outer, here))
+
+    def progress(self, anchor: Tensor) -> Tensor:
+        """Returns the parameters as local steps have moved them from the anchor, (d,) float32."""
         params = flat.read(self._params, device=self._device)
         held = flat.as_held(anchor, self._params)
-        if held is not anchor:
-            # The parameters began as the anchor rounded to their dtype: that rounding is no
-            # progress, so it must not be said.
-            params = anchor - (held - params)
-        here = replace(self._here(), called=called)
-        state = yield from one_round(began, params, self.exchange, self.outer, here)
-        return state
+        # The parameters began as the anchor rounded to their dtype: that rounding is no progress,
+        # so it must not be said.
+        return params if held is anchor else anchor - (held - params)
 
     @property
     def _lean(self) -> bool:
         fast = kernels.active(self._device).name == "cpu"
+        # In place there is no way back, and no books.
+        fast = fast and self._company is None and self.ledger is None
         return fast and fits(self.compressor, self.exchange, self.outer, self._params)
 
     def _shared_buffers(self) -> Generator[Ask, Answer, Tensor]:
@@ -499,18 +616,19 @@ class LocalSGD(torch.optim.Optimizer):
         self.state = self.inner.state
 
 
-def _transport(group: dist.ProcessGroup | Seat | Transport | None) -> Transport | None:
+def _transport(group: object) -> Transport | None:
     if isinstance(group, Seat):
         return None
     if isinstance(group, Transport):
         return group
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return Alone()
+    assert group is None or isinstance(group, dist.ProcessGroup)
     return DistributedTransport(group, HEADER, length)
 
 
 def _place(group: object, transport: Transport | None) -> tuple[int, int]:
     if isinstance(group, Seat):
         return group.rank, group.N
-    assert transport is not None
-    return transport.rank, transport.size
+    # Of an elastic group each quorum says anew where this worker sits.
+    return (0, 1) if transport is None else (transport.rank, transport.size)

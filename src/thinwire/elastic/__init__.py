@@ -1,0 +1,5 @@
+"""Rounds over torchft: workers may die, return and join, and nothing is lost or counted twice."""
+
+from thinwire.elastic.rounds import Elastic, Mean
+
+__all__ = ["Elastic", "Mean"]
