@@ -58,9 +58,7 @@ class Fault:
 
 
 KINDS = [
-    (what, posts)
-    for what in ("dies", "sleeps", "errs", "returns")
-    for posts in (0, 1, None)
+    (what, posts) for what in ("dies", "sleeps", "errs", "returns") for posts in (0, 1, None)
 ] + [("garbles", None)]
 
 

@@ -1,5 +1,6 @@
 """Rounds over torchft: workers may die, return and join, and nothing is lost or counted twice."""
 
+from thinwire.elastic.quorum import Lighthouse, Quorum
 from thinwire.elastic.rounds import Elastic, Mean
 
-__all__ = ["Elastic", "Mean"]
+__all__ = ["Elastic", "Lighthouse", "Mean", "Quorum"]

@@ -85,7 +85,7 @@ class Elastic(ABC):
         self._generation: Generation = (0, 0)
         self._names: tuple[str, ...] = ()
         self._met = False
-        self._broken: Exception | None = None
+        self.broken: Exception | None = None
 
     @abstractmethod
     def join(self, worker: LocalSGD) -> None:
@@ -132,7 +132,7 @@ class Elastic(ABC):
         yield from self._until_done(worker, ready=True, called=called)
 
     def _until_done(self, worker: LocalSGD, ready: bool, called: bool) -> Talk[None]:
-        failed, self._broken = self._broken, None
+        failed, self.broken = self.broken, None
         waiting, refused, done = False, 0, False
         while not done:
             place = yield Regroup(failed, waiting)
@@ -148,7 +148,7 @@ class Elastic(ABC):
                 failed, waiting = error, False
             except BaseException as error:
                 # Whatever it is, the others may be in the middle of something with this worker.
-                self._broken = error if isinstance(error, Exception) else None
+                self.broken = error if isinstance(error, Exception) else None
                 raise
 
     def _in_quorum(self, worker: LocalSGD, place: Place, ready: bool, called: bool) -> Talk[bool]:
@@ -183,7 +183,7 @@ class Elastic(ABC):
                     yield from self._tell(worker, place.rank, rest)
             except TransportError as error:
                 # This worker's round is done; the next quorum puts the others right.
-                self._broken = error
+                self.broken = error
         else:
             yield from self._learn(worker, members[0], ready)
         self._met = True
