@@ -8,6 +8,7 @@ ThinwireError
     RoundTimeout            a round waited longer than it may
   NonFiniteError            a NaN or an infinity, with rank, round and tensor
   DivergedError             replicas that must agree do not
+  SnapshotError             a snapshot could not be written, or none can be read
 """
 
 from __future__ import annotations
@@ -82,4 +83,25 @@ class NonFiniteError(ThinwireError):
 
 
 class DivergedError(ThinwireError):
-    """Replicas that must hold the same bits do not."""
+    """Replicas that must hold the same bits do not; raised on every rank alike.
+
+    Args:
+        ranks: those that differ from the others.
+        tensor: the first in which they do.
+        round: rounds done when they were compared.
+    """
+
+    def __init__(self, ranks: list[int], tensor: str, round: int) -> None:
+        self.ranks = ranks
+        self.tensor = tensor
+        self.round = round
+        whose = f"rank {ranks[0]} holds" if len(ranks) == 1 else f"ranks {ranks} hold"
+        super().__init__(
+            f"after {round} rounds {whose} other bits than the rest, first in {tensor}. Replicas "
+            "that must agree have parted; resume all ranks from the last snapshot, and look at "
+            "what writes to the parameters between rounds, and at that machine's memory"
+        )
+
+
+class SnapshotError(ThinwireError):
+    """A snapshot could not be written, or there is none that can be read."""

@@ -19,6 +19,7 @@ from thinwire.errors import (
     NonFiniteError,
     PeerLost,
     RoundTimeout,
+    SnapshotError,
     ThinwireError,
     TransportError,
 )
@@ -68,6 +69,7 @@ from thinwire.presets import (
 from thinwire.schedule import RandomGaps
 from thinwire.shell import LocalSGD, RoundReport, Seat
 from thinwire.simulate import LockStep
+from thinwire.snapshots import Draws, Resumed, Snapshots
 from thinwire.topology import (
     Complete,
     Exponential,
@@ -80,6 +82,7 @@ from thinwire.topology import (
     Topology,
     Torus,
 )
+from thinwire.transport.gang import init_process_group
 from thinwire.version import __version__
 
 __all__ = [
@@ -98,6 +101,7 @@ __all__ = [
     "DeepSqueeze",
     "DelayedNesterov",
     "DivergedError",
+    "Draws",
     "EdgeGossip",
     "Exact",
     "Exchange",
@@ -127,6 +131,7 @@ __all__ = [
     "RandK",
     "RandomGaps",
     "RandomMatching",
+    "Resumed",
     "Ring",
     "RingGraph",
     "Rotated",
@@ -135,6 +140,8 @@ __all__ = [
     "Seat",
     "Server",
     "Sign",
+    "SnapshotError",
+    "Snapshots",
     "Staleness",
     "Star",
     "Stream",
@@ -150,6 +157,7 @@ __all__ = [
     "d_psgd",
     "deep_squeeze",
     "ef_sign_sgd",
+    "init_process_group",
     "join",
     "local_sgd",
     "marsit",

@@ -16,7 +16,8 @@ from thinwire import checkpoint, flat, host, kernels, parameters
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError
 from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
-from thinwire.exchange.agree import agree, broadcast, hello
+from thinwire.exchange.agree import HELLO_BOUND, SHORT, Said, agree, broadcast, decide, hello
+from thinwire.exchange.compare import compare
 from thinwire.exchange.driver import drive
 from thinwire.flat import Spans
 from thinwire.keys import Key
@@ -30,7 +31,7 @@ from thinwire.stats import Stats
 from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
 from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
-from thinwire.wire.frame import BUFFER_PART, HEADER, length
+from thinwire.wire.frame import BUFFER_PART, HEADER, WATCH_PART, Address, length
 
 LOG = logging.getLogger("thinwire")
 Closure = Callable[[], Any]
@@ -60,6 +61,14 @@ class Company(Protocol):
 
     def sync(self, worker: LocalSGD, called: bool) -> None:
         """Has this worker's round done, or what became of it without this worker."""
+        ...
+
+    def save(self) -> dict[str, Any]:
+        """Returns where this worker stands, as plain data."""
+        ...
+
+    def resume(self, worker: LocalSGD, state: RoundState, saved: dict[str, Any]) -> RoundState:
+        """Returns what a worker goes on from that was in this state when `save` returned that."""
         ...
 
 
@@ -281,7 +290,7 @@ class LocalSGD(torch.optim.Optimizer):
             PeerLost, RoundTimeout: a rank is gone or silent.
         """
         if self._company is None:
-            return self._drive(self.steps(closure))
+            return self.drive(self.steps(closure))
         loss, over = self._local_step(closure)
         if over:
             self._company.sync(self, called=False)
@@ -290,7 +299,7 @@ class LocalSGD(torch.optim.Optimizer):
     def sync(self) -> None:
         """Runs a round now, however few local steps are done; every rank must call it."""
         if self._company is None:
-            self._drive(self.sync_talk())
+            self.drive(self.sync_talk())
         else:
             self._company.sync(self, called=True)
 
@@ -321,12 +330,59 @@ class LocalSGD(torch.optim.Optimizer):
         """Returns everything the ranks must agree on, as plain data."""
         return self._settings
 
+    def tensors(self) -> list[list[str]]:
+        """Returns name, shape, dtype and part of each tensor that the ranks agree on."""
+        return self._described
+
+    def drive(self, talk: Generator[Ask, Answer, R]) -> R:
+        """Runs a talk of this worker over its transport and returns what it returns.
+
+        A worker of an elastic group talks to others in rounds alone, and else to itself.
+
+        Raises:
+            ConfigError: it sits on a `Seat`; its `LockStep` runs its talks.
+        """
+        if self._company is not None:
+            return drive(talk, Alone(), self.stats)
+        if self._transport is None:
+            talk.close()
+            raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
+        return drive(talk, self._transport, self.stats)
+
+    def consult(
+        self, own: Said, judge: Callable[[list[Said]], Said], when: int, long: bool = False
+    ) -> Generator[Ask, Answer, Said]:
+        """As a talk between rounds: says this to rank 0, returns what it makes of what all said.
+
+        Args:
+            own: what this worker says, as JSON of at most 4 KB.
+            judge: rank 0's; see `thinwire.exchange.agree.decide`.
+            when: a number that all ranks give alike.
+            long: lets it be 64 MB.
+        """
+        at = Address(self._run, when, self._rank, WATCH_PART)
+        return (yield from decide(own, judge, at, self._N, HELLO_BOUND if long else SHORT))
+
+    def compare_talk(self) -> Generator[Ask, Answer, None]:
+        """As a talk: raises a DivergedError unless the replicas that must agree do."""
+        if self._N < 2 or self.exchange.pace != "common":
+            return
+        state, here = self._state, self._here()
+        alike = self.exchange.alike(state.anchor, state.mem, here)
+        if self.exchange.replicates:
+            alike |= {f"{name} of the outer step": v for name, v in state.outer.items()}
+        held = {name: (tensor, self.spans) for name, tensor in alike.items()}
+        if self._buffers:
+            held["shared buffers"] = (flat.read(self._buffers), self._buffer_spans)
+        yield from compare(held, here)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns all this rank needs to go on in the same bits: each rank saves its own.
 
         It holds the inner optimizer's state, the anchor, the residual, the outer state and the
         counters; the model's own `state_dict` is saved beside it as ever.
         """
+        elastic = {} if self._company is None else {"elastic": self._company.save()}
         return checkpoint.save(
             self.inner,
             self._state,
@@ -335,6 +391,7 @@ class LocalSGD(torch.optim.Optimizer):
             rank=self._rank,
             local=self._local,
             lr=self._lr,
+            **elastic,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -347,7 +404,15 @@ class LocalSGD(torch.optim.Optimizer):
         state = checkpoint.load(state_dict, self.state_dict(), ("settings", "tensors", "rank"))
         self.inner.load_state_dict(copy.deepcopy(state_dict["inner"]))
         self._adopt_inner()
-        self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
+        local = state_dict["local"]
+        if self._company is not None:
+            state, local = self._company.resume(self, state, state_dict["elastic"]), 0
+        self._state, self._local, self._lr = state, local, state_dict["lr"]
+
+    def write_anchor(self) -> None:
+        """Puts the parameters where the round began, if no local step was done since."""
+        if self._local == 0:
+            flat.write(self._state.anchor, self._params)
 
     def sit(self, rank: int, N: int, run: int) -> None:
         """Takes another place among other workers, as an elastic group gives it."""
@@ -604,12 +669,6 @@ class LocalSGD(torch.optim.Optimizer):
                 if p.grad is not None:
                     p.grad.div_(scale.to(p.grad.device))
         return self.inner.step() if closure is None else self.inner.step(closure)
-
-    def _drive(self, talk: Generator[Ask, Answer, R]) -> R:
-        if self._transport is None:
-            talk.close()
-            raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
-        return drive(talk, self._transport, self.stats)
 
     def _adopt_inner(self) -> None:
         self.param_groups = self.inner.param_groups

@@ -10,14 +10,14 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version", "host"),
+    ("errors", "value", "keys", "version", "host", "files"),
     ("flat", "kernels", "topology", "transport", "outer", "schedule"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("stats", "round", "lean"),
+    ("stats", "round", "lean", "ledger"),
     ("checkpoint", "parameters", "shell", "presets", "simulate"),
-    ("hub",),
+    ("hub", "snapshots", "elastic"),
     ("names",),
     ("door",),
     ("cli",),

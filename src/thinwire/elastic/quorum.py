@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from thinwire.elastic.regroup import Answer, Ask, Place, Regroup, Talk
 from thinwire.elastic.rounds import Elastic, Mean
@@ -120,6 +120,8 @@ class Quorum(Elastic):
         self._lighthouse, self._deadline = lighthouse, timedelta(seconds=deadline)
         self._host = socket.gethostname() if host is None else host
         self._manager: Any = None
+        self._group: Any = None
+        self._store: Any = None
         self._transport: DistributedTransport | None = None
         self._parent: Any = None
         self._rounds = 0
@@ -219,9 +221,10 @@ class Quorum(Elastic):
         from torchft.manager import Manager
         from torchft.process_group import ProcessGroupGloo
 
-        self._store = dist.TCPStore(
+        store = TCPStore(
             self._host, 0, is_master=True, wait_for_workers=False, timeout=self._deadline
         )
+        self._store = store
         self._group = ProcessGroupGloo(timeout=self._deadline)
         self._manager = Manager(
             pg=self._group,
@@ -236,11 +239,11 @@ class Quorum(Elastic):
             rank=0,
             world_size=1,
             store_addr=self._host,
-            store_port=self._store.port,
+            store_port=store.port,
             lighthouse_addr=self._lighthouse,
             replica_id=self.name,
             hostname=self._host,
-            checkpoint_transport=_NoCheckpoints(),  # type: ignore[arg-type]
+            checkpoint_transport=_NoCheckpoints(),
         )
         return self._manager
 

@@ -43,6 +43,8 @@ from thinwire.wire.frame import HEADER, Address, Kind, seal, unseal
 
 LOG = logging.getLogger("thinwire")
 Mean = Literal["quorum", "configured"]
+ALONE = 0, 1, 0
+"""Where a worker sits between rounds."""
 FRAMES_REFUSED = 5
 """Broken frames in a row after which it is no accident."""
 
@@ -205,11 +207,7 @@ class Elastic(ABC):
         for rank, why in decision.problems.items():
             LOG.warning("%s: %s is left out: %s", self.name, decision.names[rank], why)
         if decision.diverged:
-            raise DivergedError(
-                f"after round {history.round} these workers hold other bits than "
-                f"{decision.names[decision.leader]}: "
-                f"{', '.join(decision.names[r] for r in decision.diverged)}; resume from a snapshot"
-            )
+            raise DivergedError(list(decision.diverged), "the anchor", history.round)
         self._generation, self._names = decision.generation, decision.names
         if place.rank in decision.based and not decision.problems:
             self.standing = replace(
@@ -221,19 +219,22 @@ class Elastic(ABC):
         self, worker: LocalSGD, members: tuple[int, ...], rank: int, called: bool
     ) -> Talk[None]:
         n, run = len(members), self._generation[1]
-        worker.sit(members.index(rank), n, run)
         outer = worker.outer
         if self.mean == "configured" and n < self.N:
             outer = Scaled(outer, n / self.N)
-        state, _ = worker.hold()
-        delta = state.anchor - worker.progress(state.anchor)
-        tried = yield from among(worker.try_round(called, outer), members)
-        self.standing = self.standing.tell(self._told(worker, delta, tried))
-        yield from among(_all_done(run, worker.round, worker.place), members)
-        # All that took part know what they said: from here on this try stands.
-        names = tuple(self._names[r] for r in members)
-        self.standing = self.standing.commit(self._generation, names)
-        worker.take_up(tried)
+        worker.sit(members.index(rank), n, run)
+        try:
+            state, _ = worker.hold()
+            delta = state.anchor - worker.progress(state.anchor)
+            tried = yield from among(worker.try_round(called, outer), members)
+            self.standing = self.standing.tell(self._told(worker, delta, tried))
+            yield from among(_all_done(run, worker.round, worker.place), members)
+            # All that took part know what they said: from here on this try stands.
+            names = tuple(self._names[r] for r in members)
+            self.standing = self.standing.commit(self._generation, names)
+            worker.take_up(tried)
+        finally:
+            worker.sit(*ALONE)
 
     def _told(self, worker: LocalSGD, delta: Tensor, tried: Tried) -> Told:
         mem, said = worker.hold()[0].mem, None
@@ -286,6 +287,38 @@ class Elastic(ABC):
         known = [t for t in self.standing.told if t.round == last]
         spoke = any(t.generation == history.decided(last) for t in known)
         return last >= self.standing.history.round and not spoke
+
+    def save(self) -> dict[str, Any]:
+        """Returns where this worker stands, as plain data."""
+        return {"name": self.name, **self.standing.history.to_json()}
+
+    def resume(self, worker: LocalSGD, state: RoundState, saved: dict[str, Any]) -> RoundState:
+        """Returns what a worker that has just joined goes on from, of what it once saved.
+
+        Where the group is as far, that is where the group is, and of the saved state the residual
+        alone, if this worker has not spoken since. Where the group is not, its next meeting goes
+        on from whoever is furthest.
+
+        Args:
+            worker: has done no local step since it joined.
+            state: that it saved.
+            saved: what `save` returned then.
+        """
+        was, now = History.from_json(saved), self.standing.history
+        if was.round > now.round:
+            self.standing = Standing(was)
+            self.broken = TransportError("it goes on from a snapshot")
+            taken = state
+        else:
+            taken, _ = worker.hold()
+            unspoken = saved["name"] == self.name and now.last_of(self.name) < was.round
+            same = now.decided(was.round - 1) == was.last
+            if "residual" in taken.mem and unspoken and same:
+                mem = {**taken.mem, "residual": state.mem["residual"]}
+                taken = replace(taken, mem=mem)
+        if worker.ledger is not None and "residual" in taken.mem:
+            worker.ledger.start = host.bring(taken.mem["residual"]).double()
+        return taken
 
     def settings(self) -> dict[str, Any]:
         """Returns what all workers of the group must agree on, as plain data."""
