@@ -58,8 +58,9 @@ class Fault:
 
 
 KINDS = [
-    (what, posts) for what in ("dies", "sleeps", "errs", "returns") for posts in (0, 1, None)
-] + [("garbles", None)]
+    *((what, posts) for what in ("dies", "sleeps", "errs", "returns") for posts in (0, 1, None)),
+    ("garbles", None),
+]
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Setting:
     compressor: Any
     outer: Any = field(default_factory=lambda: tw.Nesterov(lr=0.7, momentum=0.5))
     mean: str = "quorum"
+    gives_up: int = 0
+    """Who of those that wait for what never comes hears of it first: 0 or -1, by rank."""
 
 
 @dataclass(eq=False)
@@ -241,7 +244,7 @@ class Group:
             if not stuck:
                 return
             # Nobody can go on: the deadline passes for one, and the others go on from there.
-            self.throw(stuck[0], RoundTimeout(0, "the deadline passed"))
+            self.throw(stuck[self.setting.gives_up], RoundTimeout(0, "the deadline passed"))
 
     def ready(self, life: Life) -> bool:
         if isinstance(life.ask, Regroup):
@@ -361,7 +364,6 @@ def told(setting: Setting, N: int, faults: list[Fault]) -> Group:
     """Runs a group through faults and a calm end, and checks all that must hold."""
     group = Group(setting, N, faults)
     group.run(ROUNDS)
-    group.check()
     group.run(ROUNDS + 2)
     group.check()
     return group
@@ -374,8 +376,9 @@ def yields(setting: Setting, N: int) -> list[int]:
     return group.yields
 
 
-def every_fault(setting: Setting, N: int) -> Iterator[Fault]:
+def every_fault(setting: Setting, N: int, kinds: Any = KINDS) -> Iterator[Fault]:
+    """Yields one fault of each kind at each yield of each worker."""
     for victim, most in enumerate(yields(setting, N)):
         for at in range(most):
-            for what, posts in KINDS:
+            for what, posts in kinds:
                 yield Fault(victim, at, posts, what)

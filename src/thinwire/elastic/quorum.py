@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from thinwire.elastic.member import Mean
 from thinwire.elastic.regroup import Answer, Ask, Place, Regroup, Talk
-from thinwire.elastic.rounds import Elastic, Mean
+from thinwire.elastic.rounds import Elastic
 from thinwire.errors import ConfigError, FrameError, TransportError
 from thinwire.exchange.driver import Observer
 from thinwire.shell import LocalSGD
