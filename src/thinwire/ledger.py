@@ -74,6 +74,16 @@ class Ledger:
         self.said = self.said + sign * entry.said
         self.forgotten = self.forgotten + sign * entry.forgotten
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the books, to go on from in another life."""
+        names = ("start", "updates", "said", "forgotten")
+        return {name: getattr(self, name).clone() for name in names}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes up books that `state_dict` returned."""
+        self.start, self.updates = state["start"], state["updates"]
+        self.said, self.forgotten = state["said"], state["forgotten"]
+
     def forget(self, residual: Tensor) -> None:
         """Books a residual that is dropped."""
         self.forgotten = self.forgotten + host.bring(residual).double()

@@ -63,6 +63,10 @@ class Company(Protocol):
         """Has this worker's round done, or what became of it without this worker."""
         ...
 
+    def leave(self, worker: LocalSGD) -> None:
+        """Ends this worker's part, others that are behind being told of its rounds."""
+        ...
+
     def save(self) -> dict[str, Any]:
         """Returns where this worker stands, as plain data."""
         ...
@@ -460,7 +464,9 @@ class LocalSGD(torch.optim.Optimizer):
         self._state = replace(self._state, round=round, mem=own)
 
     def leave(self) -> None:
-        """Leaves a hub with a word, so that it need not wait; elsewhere there is none to say."""
+        """Ends the run, where others need a word: a hub, or an elastic group; else does nothing."""
+        if self._company is not None:
+            self._company.leave(self)
         if callable(goodbye := getattr(self._transport, "leave", None)):
             goodbye()
 

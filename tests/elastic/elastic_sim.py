@@ -37,6 +37,9 @@ class Simulated(Elastic):
     def sync(self, worker: tw.LocalSGD, called: bool) -> None:
         """Left to the simulation."""
 
+    def leave(self, worker: tw.LocalSGD) -> None:
+        """Left to the simulation."""
+
 
 @dataclass
 class Fault:

@@ -72,6 +72,10 @@ class Member(ABC):
     def sync(self, worker: LocalSGD, called: bool) -> None:
         """Runs the talk of its round, or has it run."""
 
+    @abstractmethod
+    def leave(self, worker: LocalSGD) -> None:
+        """Runs its last talk, or has it run."""
+
     def check(self, worker: LocalSGD) -> None:
         """Raises a ConfigError unless this worker's exchange can lose and gain workers."""
         exchange = worker.exchange

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -135,8 +136,15 @@ class Quorum(Elastic):
         """Has this worker's round done."""
         self.drive(self.rounds(worker, called), worker)
 
+    def leave(self, worker: LocalSGD) -> None:
+        """Ends a run: meets the others once more, for as long as a deadline, and goes."""
+        try:
+            self.drive(self.leaving(worker), worker)
+        finally:
+            self.close()
+
     def close(self) -> None:
-        """Leaves the group; the others go on without this worker at their next round."""
+        """Goes without a word; the others go on without this worker at their next round."""
         self._drop()
         if self._manager is not None:
             self._manager.shutdown(wait=False)
@@ -149,7 +157,7 @@ class Quorum(Elastic):
             ask = next(talk)
             while True:
                 try:
-                    answer = self._answer(ask, worker, observer)
+                    answer = self.answer(ask, worker, observer)
                 except (TransportError, FrameError) as error:
                     ask = talk.throw(error)
                 else:
@@ -164,7 +172,8 @@ class Quorum(Elastic):
         finally:
             talk.close()
 
-    def _answer(self, ask: Ask, worker: LocalSGD, observer: Observer) -> Answer:
+    def answer(self, ask: Ask, worker: LocalSGD, observer: Observer) -> Answer:
+        """Returns what an ask of this worker's talk is answered; raises what broke on the way."""
         if isinstance(ask, Regroup):
             return self._regroup(ask, worker)
         transport = self._transport
@@ -190,13 +199,15 @@ class Quorum(Elastic):
             try:
                 place = self._next_quorum(ask, worker)
             except (TransportError, RuntimeError, TimeoutError) as error:
+                if ask.leaving:
+                    return Place(0, 0, False)
                 LOG.warning("%s: no quorum: %s; calling again", self.name, error)
                 self.close()
                 time.sleep(PAUSE)
                 continue
             if place is not None:
                 return place
-            ask = Regroup(TransportError("its connections could not be made"))
+            ask = replace(ask, failed=TransportError("its connections could not be made"))
 
     def _next_quorum(self, ask: Regroup, worker: LocalSGD) -> Place | None:
         manager = self._manager or self._managed()
@@ -208,7 +219,9 @@ class Quorum(Elastic):
             manager.should_commit()
         manager.load_state_dict({"step": worker.round, "batches_committed": 0})
         with self._said_to_wait():
-            manager.start_quorum(allow_heal=False)
+            manager.start_quorum(
+                allow_heal=False, timeout=self._deadline if ask.leaving else PATIENCE
+            )
         if manager.errored() is not None:
             return None
         fresh = self._parent is not self._group.parent

@@ -19,10 +19,12 @@ class Regroup:
     Args:
         failed: why the last quorum broke, so that the next one talks over new connections.
         waiting: whether nothing can be done before somebody else comes.
+        leaving: whether nobody need be waited for longer than a deadline.
     """
 
     failed: Exception | None = None
     waiting: bool = False
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Place:
 
     Args:
         rank: this worker, in an order that all of the quorum share.
-        size: how many they are.
+        size: how many they are; 0 where one is leaving and the others are gone.
         fresh: whether this is another quorum than the last, talking over connections of its own.
     """
 

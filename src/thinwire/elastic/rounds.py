@@ -60,12 +60,22 @@ class Elastic(Member):
         """
         yield from self._until_done(worker, ready=True, called=called)
 
-    def _until_done(self, worker: LocalSGD, ready: bool, called: bool) -> Talk[None]:
+    def leaving(self, worker: LocalSGD) -> Talk[None]:
+        """Meets the others once more, so that whoever is behind is told how it ended."""
+        # The others must not take it for ready, as they may in a quorum that has met.
+        self.broken = self.broken or TransportError("it is leaving")
+        yield from self._until_done(worker, ready=False, called=False, leaving=True)
+
+    def _until_done(
+        self, worker: LocalSGD, ready: bool, called: bool, leaving: bool = False
+    ) -> Talk[None]:
         failed, self.broken = self.broken, None
         waiting, refused, done = False, 0, False
         while not done:
-            place = yield Regroup(failed, waiting)
+            place = yield Regroup(failed, waiting, leaving)
             assert isinstance(place, Place)
+            if leaving and place.size < self.min_replicas:
+                return
             try:
                 done = yield from self._in_quorum(worker, place, ready, called)
                 failed, waiting = None, not done

@@ -1,0 +1,267 @@
+"""One story from its start to its end: workers, what befalls them, and what is left to check."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thinwire.cli.chaos_nursery import TICK, Nursery
+from thinwire.cli.chaos_plan import DEADLINE, ROUNDS, Event, N, Story
+from thinwire.cli.chaos_worker import STOPPED, Job, calm, outcome, run
+from thinwire.cli.demo_train import Digits
+from thinwire.elastic.history import History
+from thinwire.ledger import conservation_error
+
+LIMIT = 120.0
+"""Seconds after which a story has not ended."""
+RESTARTS = 8
+FATAL = ("kill", "exit", "flip", "short")
+
+
+@dataclass
+class Told:
+    """What is known of a story while it runs.
+
+    Args:
+        story: what befalls it.
+        folder: its own.
+        lives: how often each worker was started.
+        ended: whether it came to its end.
+        why: why it did not.
+    """
+
+    story: Story
+    folder: Path
+    lives: dict[int, int] = field(default_factory=dict)
+    ended: bool = True
+    why: str | None = None
+
+    def fail(self, why: str) -> None:
+        """Notes that the story did not end as it should."""
+        self.ended, self.why = False, self.why or why
+
+    def struck(self, who: int) -> list[Event]:
+        """Returns the events of a worker that have happened, the last one last."""
+        return [
+            e
+            for e in self.story.events
+            if e.who == who and (self.folder / f"struck-{e.who}-{e.round}").exists()
+        ]
+
+
+def play(nursery: Nursery, story: Story, data: str, folder: Path) -> dict[str, Any]:
+    """Runs one story and returns its result.
+
+    Args:
+        nursery: forks its workers.
+        story: what befalls them.
+        data: file of the digits.
+        folder: where it may make its own.
+    """
+    told = Told(story, folder / f"story-{story.number}")
+    told.folder.mkdir()
+    began = time.monotonic()
+    try:
+        (_play_elastic if story.kind == "elastic" else _play_gang)(nursery, told, data)
+    finally:
+        nursery.end(set(nursery.alive))
+    seconds = time.monotonic() - began
+    expected = nursery.aside(lambda: calm(story, data), told.folder)
+    result = {
+        "story": story.number,
+        "seed": story.seed,
+        "ended": told.ended,
+        "seconds": round(seconds, 2),
+        "accuracy": None,
+        "calm_accuracy": expected["accuracy"],
+        "conservation_error": None,
+        "kind": story.kind,
+        "form": story.form,
+        "events": [vars(event) for event in story.events],
+        "starts": sum(told.lives.values()),
+        "why": told.why,
+    }
+    if told.ended:
+        result |= _measured(told, Digits(data, 0, N, story.seed), expected)
+    left = nursery.left_over()
+    result["left_over"] = left
+    if told.ended and not left:
+        shutil.rmtree(told.folder)
+    return result
+
+
+def _start(nursery: Nursery, told: Told, rank: int, data: str, address: str) -> int:
+    life = told.lives.get(rank, 0)
+    told.lives[rank] = life + 1
+    job = Job(told.story, rank, life, told.folder, data, address)
+    return nursery.fork(lambda: run(job), told.folder / f"worker-{rank}.log")
+
+
+def _play_gang(nursery: Nursery, told: Told, data: str) -> None:
+    until, spoilt = time.monotonic() + LIMIT, set[Event]()
+    for attempt in range(RESTARTS):
+        address = str(told.folder / f"group-{attempt}")
+        ranks = {_start(nursery, told, rank, data, address): rank for rank in range(N)}
+        codes = _watch_gang(nursery, told, ranks, until)
+        if codes is None:
+            return told.fail(f"it had not ended after {LIMIT:.0f} s")
+        if all(code == 0 for code in codes):
+            return None
+        if not told.story.events or not any(told.struck(rank) for rank in range(N)):
+            return told.fail(f"its workers ended with {codes}, and nothing had happened")
+        for event in itertools.chain.from_iterable(told.struck(rank) for rank in range(N)):
+            if event.what in ("flip", "short") and event not in spoilt:
+                spoilt.add(event)
+                _spoil(told.folder / "snapshots", event)
+    return told.fail(f"it was started {RESTARTS} times")
+
+
+def _watch_gang(
+    nursery: Nursery, told: Told, ranks: dict[int, int], until: float
+) -> list[int] | None:
+    """Returns how all ended, or None; as torchrun does, ends all where one has failed."""
+    codes: dict[int, int] = {}
+    wake: dict[int, float] = {}
+    while len(codes) < len(ranks):
+        if time.monotonic() > until:
+            return None
+        for pid, code in nursery.look().items():
+            codes[ranks[pid]] = code
+        if any(code not in (0, STOPPED) for code in codes.values()):
+            nursery.end(set(ranks))
+            return [codes.get(rank, -9) for rank in range(N)]
+        _wake(nursery, told, ranks, wake)
+        time.sleep(TICK)
+    return [codes[rank] for rank in range(N)]
+
+
+def _wake(nursery: Nursery, told: Told, ranks: dict[int, int], wake: dict[int, float]) -> None:
+    now = time.monotonic()
+    for pid in nursery.stopped & ranks.keys():
+        stops = [e for e in told.struck(ranks[pid]) if e.what == "stop"]
+        wake.setdefault(pid, now + stops[-1].seconds)
+        if now >= wake[pid]:
+            del wake[pid]
+            nursery.wake(pid)
+            return
+
+
+def _play_elastic(nursery: Nursery, told: Told, data: str) -> None:
+    lighthouse = told.folder / "lighthouse"
+    keeper = nursery.fork(lambda: _keep(lighthouse), told.folder / "lighthouse.log")
+    until = time.monotonic() + LIMIT
+    while not lighthouse.exists():
+        nursery.look()
+        time.sleep(TICK)
+        if keeper not in nursery.alive:
+            return told.fail("the lighthouse did not start")
+    address = lighthouse.read_text()
+    ranks = {_start(nursery, told, rank, data, address): rank for rank in range(N)}
+    back: dict[int, float] = {}
+    wake: dict[int, float] = {}
+    while ranks or back:
+        now = time.monotonic()
+        if now > until:
+            return told.fail(f"it had not ended after {LIMIT:.0f} s")
+        for pid, code in nursery.look().items():
+            rank = ranks.pop(pid, None)
+            if rank is None:
+                return told.fail("the lighthouse ended")
+            if code == 0:
+                continue
+            fatal = [e for e in told.struck(rank) if e.what in FATAL]
+            if len(fatal) < told.lives[rank]:
+                return told.fail(f"worker {rank} ended with {code} by itself")
+            if fatal[-1].what == "flip":
+                _spoil(told.folder / f"w{rank}", fatal[-1])
+            if fatal[-1].seconds:
+                back[rank] = now + fatal[-1].seconds
+        for rank in [rank for rank, when in back.items() if now >= when]:
+            del back[rank]
+            ranks[_start(nursery, told, rank, data, address)] = rank
+        _wake(nursery, told, ranks, wake)
+        time.sleep(TICK)
+    return None
+
+
+def _keep(file: Path) -> int:
+    from thinwire.elastic import Lighthouse
+
+    with Lighthouse(N // 2 + 1, wait=DEADLINE, bind="127.0.0.1:0") as lighthouse:
+        part = file.with_suffix(".part")
+        part.write_text(lighthouse.address)
+        part.replace(file)
+        while True:
+            time.sleep(60)
+
+
+def _spoil(folder: Path, event: Event) -> None:
+    """Alters one byte of a worker's newest snapshot, or cuts the file short."""
+    files = sorted(folder.glob("snapshot-*.tws"))
+    mine = [f for f in files if f"-rank-{event.who}-of" in f.name or f.parent.name != "snapshots"]
+    if not mine:
+        return
+    with mine[-1].open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        at = size * (1 + event.turn) // 8
+        if event.what == "short":
+            file.truncate(at)
+        else:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+
+
+def _measured(told: Told, digits: Digits, expected: dict[str, Any]) -> dict[str, Any]:
+    ended = {
+        rank: torch.load(found[-1], weights_only=True)
+        for rank in range(N)
+        if (found := sorted(told.folder.glob(f"ended-{rank}-*.pt")))
+    }
+    books = [end["books"] for end in ended.values()]
+    anchors = [end["anchor"] for end in ended.values()]
+    same = all(torch.equal(anchor, anchors[0]) for anchor in anchors)
+    if told.story.kind == "elastic":
+        books += _of_the_dead(told, ended)
+    end_of = outcome(anchors, digits)
+    if told.story.kind != "gossip" and not same:
+        told.fail("the workers hold different anchors")
+    if any(end["round"] != ROUNDS for end in ended.values()):
+        told.fail(f"the workers ended in rounds {[end['round'] for end in ended.values()]}")
+    return {
+        "ended": told.ended,
+        "why": told.why,
+        "accuracy": end_of["accuracy"],
+        "conservation_error": conservation_error(books),
+        "same_bits_as_calm": end_of["digest"] == expected["digest"],
+        "slowest_step": round(max(end["slowest"] for end in ended.values()), 2),
+    }
+
+
+def _of_the_dead(told: Told, ended: dict[int, Any]) -> list[dict[str, torch.Tensor]]:
+    """Returns the books of lives that were cut short: what they still owed is forgotten."""
+    history = History.from_json(next(iter(ended.values()))["history"])
+    books = []
+    for rank, lives in told.lives.items():
+        for life in range(lives):
+            file = told.folder / f"books-{rank}-{life}.pt"
+            done = told.folder / f"ended-{rank}-{life}.pt"
+            if done.exists() or not file.exists():
+                continue
+            left = torch.load(file, weights_only=True)
+            own = left["books"]
+            for round, generation, closed in left["tries"]:
+                if history.decided(round) == tuple(generation):
+                    own = closed
+            own["forgotten"] = own["forgotten"] + own["residual"]
+            own["residual"] = own["residual"] * 0
+            books.append(own)
+    return books
