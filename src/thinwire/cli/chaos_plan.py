@@ -13,6 +13,8 @@ DEADLINE = 3.0
 """Seconds after which a silent worker is given up."""
 FIRST, LAST = 4, ROUNDS - 8
 """Rounds in which something may happen."""
+SPOILS = 14
+"""From which on snapshots may be altered."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def plan(seed: int, number: int, kinds: tuple[str, ...] = KINDS) -> Story:
     rounds = sorted(draw.sample(range(FIRST, LAST), draw.randint(1, 3)))
     events, gone = [], False
     for round in rounds:
-        what = draw.choice(HARM[kind])
+        # There must be a whole snapshot before the one that is spoilt.
+        harm = [h for h in HARM[kind] if round >= SPOILS or h not in ("flip", "short")]
+        what = draw.choice(harm)
         seconds = _lasts(what, kind, draw)
         if kind == "elastic" and what in ("kill", "exit"):
             # One of four may stay away for good; a second would leave no majority that could.

@@ -212,6 +212,8 @@ class Quorum(Elastic):
     def _next_quorum(self, ask: Regroup, worker: LocalSGD) -> Place | None:
         manager = self._manager or self._managed()
         if ask.failed is not None:
+            # Its frames hold the old group, and with it connections that others wait on.
+            ask.failed.__traceback__ = ask.failed.__cause__ = ask.failed.__context__ = None
             self._drop()
             manager.report_error(ask.failed)
         if ask.failed is not None or worker.round > manager.current_step():
