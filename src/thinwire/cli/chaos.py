@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from thinwire.cli.chaos_net import check_allowed
 from thinwire.cli.chaos_plan import KINDS, Story, plan
 from thinwire.cli.gang import environment
 from thinwire.cli.output import Bars, RunLog, bars, check_writable, document, write_json
@@ -32,6 +33,9 @@ def chaos(
         list[str] | None,
         typer.Option(metavar="KIND", help="sync, elastic, ring or gossip; may be repeated."),
     ] = None,
+    namespaces: Annotated[
+        bool, typer.Option("--namespaces", help="A host for each worker, its link cut; as root.")
+    ] = False,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the results as JSON.")
     ] = None,
@@ -47,11 +51,13 @@ def chaos(
     """
     check_writable(json)
     kinds = _kinds(kind)
+    if namespaces:
+        check_allowed()
     for package, extra in (("sklearn", "demo"), ("torchft", "elastic")):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"chaos needs {package}; pip install 'thinwire[{extra}]'")
-    settings = {"stories": stories, "first": first, "kinds": list(kinds)}
-    told = [plan(seed, first + number, kinds) for number in range(stories)]
+    settings = {"stories": stories, "first": first, "kinds": list(kinds), "hosts": namespaces}
+    told = [plan(seed, first + number, kinds, namespaces) for number in range(stories)]
     with RunLog("chaos", seed, settings, log) as run, bars() as drawn:
         results = play(told, run, drawn)
     if json is not None:
@@ -60,7 +66,7 @@ def chaos(
     typer.echo(f"Log: {run.file}")
     bad = [result for result in results if problem(result)]
     if bad:
-        again = " ".join(f"--kind {k}" for k in kind or [])
+        again = " ".join([*(f"--kind {k}" for k in kind or []), "--namespaces" * namespaces])
         raise ThinwireError(
             f"story {bad[0]['story']}: {problem(bad[0])}; replay it with "
             f"`thinwire chaos --stories 1 --seed {seed} --first {bad[0]['story']} {again}`"

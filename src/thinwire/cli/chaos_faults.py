@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from thinwire.cli.chaos_plan import Event
+from thinwire.cli.chaos_plan import LINK, Event
 from thinwire.errors import PeerLost
 from thinwire.transport.base import Transport, Turn
 
@@ -29,10 +29,14 @@ class Strikes:
         events: of this worker.
         folder: where those that have happened are noted.
         round_of: tells the worker's round; below 0 before there is any.
+        hosts: whether links are slowed and cut outside, where the note is seen.
     """
 
-    def __init__(self, events: list[Event], folder: Path, round_of: Callable[[], int]) -> None:
+    def __init__(
+        self, events: list[Event], folder: Path, round_of: Callable[[], int], hosts: bool = False
+    ) -> None:
         self._events, self._folder, self._round_of = events, folder, round_of
+        self._hosts = hosts
         self._seen, self._turns = -1, 0
         self._slow: tuple[int, float] = (-1, 0.0)
         self._lose = False
@@ -83,6 +87,8 @@ class Strikes:
         return True
 
     def _strike(self, event: Event, round: int) -> None:
+        if event.what in LINK and self._hosts:
+            return
         if event.what in ("kill", "flip", "short"):
             os.kill(os.getpid(), signal.SIGKILL)
         elif event.what == "exit":

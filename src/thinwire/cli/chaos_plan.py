@@ -50,6 +50,7 @@ class Story:
         kind: of exchange: one of `KINDS`.
         form: which exchange of that kind.
         events: in the order of their rounds.
+        hosts: whether each worker is a host of its own, whose link is slowed and cut outside of it.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Story:
     kind: str
     form: str
     events: tuple[Event, ...]
+    hosts: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the story as plain data."""
@@ -74,6 +76,8 @@ FORMS = {
     "ring": ("ring", "two-phase", "gather"),
     "gossip": ("gossip", "choco"),
 }
+LINK = ("slow", "cut")
+"""What befalls a link rather than a worker."""
 HARM = {
     "sync": ("kill", "exit", "stop", "slow", "cut", "term", "full", "flip", "short"),
     "ring": ("kill", "exit", "stop", "slow", "cut", "term", "full", "flip", "short"),
@@ -82,13 +86,14 @@ HARM = {
 }
 
 
-def plan(seed: int, number: int, kinds: tuple[str, ...] = KINDS) -> Story:
+def plan(seed: int, number: int, kinds: tuple[str, ...] = KINDS, hosts: bool = False) -> Story:
     """Returns one story.
 
     Args:
         seed: of all stories.
         number: from 0; kinds take turns.
         kinds: to choose from.
+        hosts: whether each worker is a host of its own.
 
     Example:
         >>> plan(0, 1) == plan(0, 1), plan(0, 1) == plan(1, 1)
@@ -105,18 +110,20 @@ def plan(seed: int, number: int, kinds: tuple[str, ...] = KINDS) -> Story:
         # There must be a whole snapshot before the one that is spoilt.
         harm = [h for h in HARM[kind] if round >= SPOILS or h not in ("flip", "short")]
         what = draw.choice(harm)
-        seconds = _lasts(what, kind, draw)
+        seconds = _lasts(what, kind, hosts, draw)
         if kind == "elastic" and what in ("kill", "exit"):
             # One of four may stay away for good; a second would leave no majority that could.
             seconds = seconds if gone else 0.0
             gone = True
         events.append(Event(what, draw.randrange(N), round, draw.randrange(6), seconds))
-    return Story(number, draw.randrange(1 << 20), kind, form, _spared(events))
+    return Story(number, draw.randrange(1 << 20), kind, form, _spared(events), hosts)
 
 
-def _lasts(what: str, kind: str, draw: random.Random) -> float:
+def _lasts(what: str, kind: str, hosts: bool, draw: random.Random) -> float:
     if what == "stop":
         return round(draw.choice((draw.uniform(0.2, 1.0), DEADLINE + draw.uniform(0.5, 1.0))), 2)
+    if what in LINK and hosts:
+        return round(draw.uniform(0.5, 1.5) + (DEADLINE if what == "cut" else 0.0), 2)
     if what == "slow":
         return round(draw.uniform(0.005, 0.02), 3)
     if kind == "elastic" and what in ("kill", "exit", "flip"):

@@ -6,14 +6,16 @@ import itertools
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from thinwire.cli.chaos_net import Hosts
 from thinwire.cli.chaos_nursery import TICK, Nursery
-from thinwire.cli.chaos_plan import DEADLINE, ROUNDS, Event, N, Story
+from thinwire.cli.chaos_plan import DEADLINE, LINK, ROUNDS, Event, N, Story
 from thinwire.cli.chaos_worker import STOPPED, Job, calm, outcome, run
 from thinwire.cli.demo_train import Digits
 from thinwire.elastic.history import History
@@ -32,14 +34,18 @@ class Told:
     Args:
         story: what befalls it.
         folder: its own.
+        hosts: where the workers are, if not all on this host.
         lives: how often each worker was started.
+        links: until when each link is slow or cut; 0 where it is mended.
         ended: whether it came to its end.
         why: why it did not.
     """
 
     story: Story
     folder: Path
+    hosts: Hosts | None = None
     lives: dict[int, int] = field(default_factory=dict)
+    links: dict[Event, float] = field(default_factory=dict)
     ended: bool = True
     why: str | None = None
 
@@ -65,13 +71,14 @@ def play(nursery: Nursery, story: Story, data: str, folder: Path) -> dict[str, A
         data: file of the digits.
         folder: where it may make its own.
     """
-    told = Told(story, folder / f"story-{story.number}")
-    told.folder.mkdir()
     began = time.monotonic()
-    try:
-        (_play_elastic if story.kind == "elastic" else _play_gang)(nursery, told, data)
-    finally:
-        nursery.end(set(nursery.alive))
+    with Hosts(N) if story.hosts else nullcontext() as hosts:
+        told = Told(story, folder / f"story-{story.number}", hosts)
+        told.folder.mkdir()
+        try:
+            (_play_elastic if story.kind == "elastic" else _play_gang)(nursery, told, data)
+        finally:
+            nursery.end(set(nursery.alive))
     seconds = time.monotonic() - began
     expected = nursery.aside(lambda: calm(story, data), told.folder)
     result = {
@@ -85,6 +92,7 @@ def play(nursery: Nursery, story: Story, data: str, folder: Path) -> dict[str, A
         "kind": story.kind,
         "form": story.form,
         "events": [vars(event) for event in story.events],
+        "hosts": story.hosts,
         "starts": sum(told.lives.values()),
         "why": told.why,
     }
@@ -100,8 +108,16 @@ def play(nursery: Nursery, story: Story, data: str, folder: Path) -> dict[str, A
 def _start(nursery: Nursery, told: Told, rank: int, data: str, address: str) -> int:
     life = told.lives.get(rank, 0)
     told.lives[rank] = life + 1
-    job = Job(told.story, rank, life, told.folder, data, address)
-    return nursery.fork(lambda: run(job), told.folder / f"worker-{rank}.log")
+    hosts = told.hosts
+    host = "127.0.0.1" if hosts is None else hosts.address(rank)
+    job = Job(told.story, rank, life, told.folder, data, address, host)
+
+    def work() -> int:
+        if hosts is not None:
+            hosts.enter(rank)
+        return run(job)
+
+    return nursery.fork(work, told.folder / f"worker-{rank}.log")
 
 
 def _play_gang(nursery: Nursery, told: Told, data: str) -> None:
@@ -138,6 +154,7 @@ def _watch_gang(
             nursery.end(set(ranks))
             return [codes.get(rank, -9) for rank in range(N)]
         _wake(nursery, told, ranks, wake)
+        _links(told)
         time.sleep(TICK)
     return [codes[rank] for rank in range(N)]
 
@@ -153,9 +170,23 @@ def _wake(nursery: Nursery, told: Told, ranks: dict[int, int], wake: dict[int, f
             return
 
 
+def _links(told: Told) -> None:
+    """Slows, cuts and mends the links of hosts, as the workers' notes say that it is time to."""
+    if told.hosts is None:
+        return
+    for event in (e for rank in range(N) for e in told.struck(rank) if e.what in LINK):
+        if event not in told.links:
+            told.links[event] = time.monotonic() + event.seconds
+            (told.hosts.slow if event.what == "slow" else told.hosts.cut)(event.who)
+        elif 0 < told.links[event] <= time.monotonic():
+            told.links[event] = 0.0
+            told.hosts.mend(event.who)
+
+
 def _play_elastic(nursery: Nursery, told: Told, data: str) -> None:
     lighthouse = told.folder / "lighthouse"
-    keeper = nursery.fork(lambda: _keep(lighthouse), told.folder / "lighthouse.log")
+    host = "127.0.0.1" if told.hosts is None else told.hosts.address(-1)
+    keeper = nursery.fork(lambda: _keep(lighthouse, host), told.folder / "lighthouse.log")
     until = time.monotonic() + LIMIT
     while not lighthouse.exists():
         nursery.look()
@@ -187,16 +218,18 @@ def _play_elastic(nursery: Nursery, told: Told, data: str) -> None:
             del back[rank]
             ranks[_start(nursery, told, rank, data, address)] = rank
         _wake(nursery, told, ranks, wake)
+        _links(told)
         time.sleep(TICK)
     return None
 
 
-def _keep(file: Path) -> int:
+def _keep(file: Path, host: str) -> int:
     from thinwire.elastic import Lighthouse
 
-    with Lighthouse(N // 2 + 1, wait=DEADLINE, bind="127.0.0.1:0") as lighthouse:
+    with Lighthouse(N // 2 + 1, wait=DEADLINE, bind=f"{host}:0") as lighthouse:
         part = file.with_suffix(".part")
-        part.write_text(lighthouse.address)
+        # It names itself by its host's name, which other hosts may not know.
+        part.write_text(f"http://{host}:{lighthouse.address.rpartition(':')[2]}")
         part.replace(file)
         while True:
             time.sleep(60)

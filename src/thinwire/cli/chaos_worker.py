@@ -52,6 +52,7 @@ class Job:
         folder: of the story.
         data: file of the digits.
         address: of the lighthouse, or the file in which a gang meets.
+        host: this worker's own address.
     """
 
     story: Story
@@ -60,6 +61,7 @@ class Job:
     folder: Path
     data: str
     address: str
+    host: str
 
 
 def network(seed: int) -> nn.Sequential:
@@ -221,7 +223,7 @@ class Noted(Quorum):
 def _elastic(job: Job) -> int:
     story, name = job.story, f"w{job.rank}"
     model, told = network(story.seed), [-1]
-    group = Noted(job.address, N, name, deadline=DEADLINE, host="127.0.0.1")
+    group = Noted(job.address, N, name, deadline=DEADLINE, host=job.host)
     group.strikes = _strikes(job, lambda: told[0])
     group.file = job.folder / f"books-{job.rank}-{job.life}.pt"
     optimizer = optimizer_of(story, model, group)
@@ -245,7 +247,7 @@ def _elastic(job: Job) -> int:
 
 def _strikes(job: Job, round_of: Any) -> Strikes:
     mine = [event for event in job.story.events if event.who == job.rank]
-    return Strikes(mine, job.folder, round_of)
+    return Strikes(mine, job.folder, round_of, job.story.hosts)
 
 
 def _write(job: Job, optimizer: LocalSGD, slowest: float, rest: dict[str, Any]) -> None:
