@@ -117,10 +117,10 @@ def show(results: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for heading in (
-        "kind", "stories", "ended", "accuracy", "when calm", "spread of seeds", "same bits",
-        "worst conservation", "slowest step",
+        "kind", "stories", "ended", "accuracy", "if calm", "calm seeds", "same bits", "conserved",
+        "held up",
     ):  # fmt: skip
-        table.add_column(heading, justify="left" if heading == "kind" else "right")
+        table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     for kind in KINDS:
         mine = [r for r in results if r["kind"] == kind]
         fine = [r for r in mine if r["ended"]]
@@ -131,12 +131,12 @@ def show(results: list[dict[str, Any]]) -> None:
             kind,
             str(len(mine)),
             str(len(fine)),
-            f"{sum(r['accuracy'] for r in fine) / len(fine):.2%}",
-            f"{sum(calm) / len(calm):.2%}",
-            f"{min(calm):.1%} to {max(calm):.1%}",
+            f"{sum(r['accuracy'] for r in fine) / len(fine):.1%}",
+            f"{sum(calm) / len(calm):.1%}",
+            f"{100 * min(calm):.1f}-{100 * max(calm):.1f}",
             f"{sum(r['same_bits_as_calm'] for r in fine)} of {len(fine)}",
             f"{max(r['conservation_error'] for r in fine):.1e}",
-            f"{max(r['slowest_step'] for r in fine):.2f} s",
+            f"{max(r['slowest_step'] for r in fine):.1f} s",
         )
     Console().print(table)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from thinwire.cli.chaos_plan import LINK, Event
 from thinwire.errors import PeerLost
+from thinwire.stats import kind_of
 from thinwire.transport.base import Transport, Turn
+from thinwire.wire.frame import Kind
 
 LASTS = 4
 """Rounds that a slow link stays slow."""
@@ -59,7 +61,7 @@ class Strikes:
                 self._strike(event, round)
 
     def lost(self) -> bool:
-        """Returns whether the message that is waited for never comes."""
+        """Returns whether a message that has come is to be lost; says so once."""
         lose, self._lose = self._lose, False
         return lose
 
@@ -123,9 +125,12 @@ class Struck:
         """Answers as the true one, unless something happens."""
         self._strikes.message()
         frames = self._transport.turn(turn)
-        if any(t.source != self.rank for t in turn.takes) and self._strikes.lost():
-            lost = next(i for i, t in enumerate(turn.takes) if t.source != self.rank)
-            frames[lost] = b""
+        sources = [take.source for take in turn.takes]
+        for at, (source, frame) in enumerate(zip(sources, frames, strict=True)):
+            # A gossip that hears nothing asks again; whatever else is said must be heard.
+            spoken = source != self.rank and kind_of(frame) == Kind.SAID.name
+            if spoken and self._strikes.lost():
+                frames[at] = b""
         return frames
 
     def reduce(self, vector: Tensor) -> Tensor:
