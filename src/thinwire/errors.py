@@ -57,7 +57,7 @@ class RoundTimeout(TransportError):
         self.why = why
         super().__init__(
             f"waited too long for rank {rank}: {why}. If it is only slow, give the process group "
-            "a longer timeout"
+            "a longer timeout, or Watch(deadline=Deadline(hard=...)) a longer one where you set it"
         )
 
 
@@ -86,7 +86,7 @@ class DivergedError(ThinwireError):
     """Replicas that must hold the same bits do not; raised on every rank alike.
 
     Args:
-        ranks: those that differ from the others.
+        ranks: those that differ from most; where there is no majority, all that hold it.
         tensor: the first in which they do.
         round: rounds done when they were compared.
     """
@@ -95,11 +95,12 @@ class DivergedError(ThinwireError):
         self.ranks = ranks
         self.tensor = tensor
         self.round = round
-        whose = f"rank {ranks[0]} holds" if len(ranks) == 1 else f"ranks {ranks} hold"
+        whose = f"rank {ranks[0]} differs" if len(ranks) == 1 else f"ranks {ranks} differ"
         super().__init__(
-            f"after {round} rounds {whose} other bits than the rest, first in {tensor}. Replicas "
-            "that must agree have parted; resume all ranks from the last snapshot, and look at "
-            "what writes to the parameters between rounds, and at that machine's memory"
+            f"after {round} rounds {whose} from the rest or from each other, first in {tensor}. "
+            "Replicas that must hold the same bits have parted: resume all ranks from the last "
+            "snapshot, and look at what writes to the parameters between rounds, and at that "
+            "machine's memory"
         )
 
 

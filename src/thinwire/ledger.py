@@ -37,6 +37,21 @@ class Entry:
     said: Tensor
     forgotten: Tensor
 
+    @staticmethod
+    def nothing(d: int) -> Entry:
+        """Returns the entry of a round in which nobody said anything."""
+        zero = torch.zeros(d, dtype=torch.float64, device=host.CPU)
+        return Entry(zero, zero, zero)
+
+    def with_unsaid(self, delta: Tensor) -> Entry:
+        """Returns the same where an update was left out of it, since something was not finite.
+
+        Args:
+            delta: (d,) float32, the pseudo-gradient; what is not finite in it is no update.
+        """
+        lost = host.bring(delta).double().nan_to_num(0.0, 0.0, 0.0)
+        return Entry(self.updates + lost, self.said, self.forgotten + lost)
+
     def after_reset(self, dropped: Memory) -> Entry:
         """Returns the same where the residual of these memories was dropped first."""
         m = dropped.get("residual")
@@ -156,7 +171,8 @@ class Watched:
                 forgotten = (1 - feedback.decay) * mem["residual"].double()
             elif isinstance(self._exchange, Gossip):
                 # p sums to zero over workers, so what it does not hold is the coding error.
-                forgotten = (delta.double() + after["p"].double()) - direction.double()
+                u = delta.double() + mem["owed"].double() if "owed" in mem else delta.double()
+                forgotten = u + after["p"].double() - direction.double()
         entry = (delta.double(), direction.double(), forgotten)
         self.entry = Entry(*(host.bring(term) for term in entry))
         return direction, after

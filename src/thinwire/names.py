@@ -67,8 +67,10 @@ from thinwire.presets import (
     topk_sgd,
     vanilla,
 )
+from thinwire.report import RoundReport
 from thinwire.schedule import RandomGaps
-from thinwire.shell import LocalSGD, RoundReport, Seat
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
 from thinwire.snapshots import Draws, Resumed, Snapshots
 from thinwire.topology import (
@@ -85,6 +87,7 @@ from thinwire.topology import (
 )
 from thinwire.transport.gang import init_process_group
 from thinwire.version import __version__
+from thinwire.watch import Deadline, Watch
 
 __all__ = [
     "DPSGD",
@@ -99,6 +102,7 @@ __all__ = [
     "Complete",
     "Compressor",
     "ConfigError",
+    "Deadline",
     "DeepSqueeze",
     "DelayedNesterov",
     "DivergedError",
@@ -154,6 +158,7 @@ __all__ = [
     "Torus",
     "TransportError",
     "TwoLevel",
+    "Watch",
     "__version__",
     "choco_sgd",
     "d_psgd",

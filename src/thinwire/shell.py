@@ -5,125 +5,45 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from thinwire import checkpoint, flat, host, kernels, parameters
+from thinwire.company import Company, Tried
 from thinwire.compress import Compressor, Identity
-from thinwire.errors import ConfigError
+from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
 from thinwire.exchange.agree import HELLO_BOUND, SHORT, Said, agree, broadcast, decide, hello
 from thinwire.exchange.compare import compare
 from thinwire.exchange.driver import drive
+from thinwire.exchange.without import Without
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.lean import fits, lean_round
 from thinwire.ledger import Entry, Ledger, Watched
 from thinwire.outer import Adopt, Average, Outer
 from thinwire.parameters import Buffers, Given
+from thinwire.refused import Refused, check_policy
+from thinwire.report import RoundReport
 from thinwire.round import RoundState, one_round
 from thinwire.schedule import H_at, HSchedule, RandomGaps, check_schedule, schedule_json
+from thinwire.seat import Group, Seat, place_of, transport_of
 from thinwire.stats import Stats
-from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
+from thinwire.transport import Alone, Answer, Ask, Transport
+from thinwire.transport.watchdog import Watchdog
 from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
-from thinwire.wire.frame import BUFFER_PART, HEADER, WATCH_PART, Address, length
+from thinwire.watch import Deadline, Watch
+from thinwire.wire.frame import BUFFER_PART, WATCH_PART, Address
 
 LOG = logging.getLogger("thinwire")
 Closure = Callable[[], Any]
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A place in a group of one process: rank and N, with no wire; `LockStep` runs them all.
-
-    Args:
-        rank: this worker.
-        N: workers in all.
-    """
-
-    rank: int
-    N: int
-
-
-@runtime_checkable
-class Company(Protocol):
-    """A group whose members come and go, so that a round may be tried more than once."""
-
-    def join(self, worker: LocalSGD) -> None:
-        """Takes this worker in: it then holds the anchor of those that are there."""
-        ...
-
-    def sync(self, worker: LocalSGD, called: bool) -> None:
-        """Has this worker's round done, or what became of it without this worker."""
-        ...
-
-    def leave(self, worker: LocalSGD) -> None:
-        """Ends this worker's part, others that are behind being told of its rounds."""
-        ...
-
-    def save(self) -> dict[str, Any]:
-        """Returns where this worker stands, as plain data."""
-        ...
-
-    def resume(self, worker: LocalSGD, state: RoundState, saved: dict[str, Any]) -> RoundState:
-        """Returns what a worker goes on from that was in this state when `save` returned that."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Tried:
-    """A round that is done and not yet taken up: dropping it changes nothing.
-
-    Args:
-        state: after the round.
-        shared: (b,) float32, the model's buffers as agreed.
-        before: the counters when it began.
-        cleared: whether the residual was dropped before it.
-        lr: the learning rate it began with.
-        in_place: whether the parameters already hold the new anchor.
-        entry: what it adds to the books, where any are kept.
-    """
-
-    state: RoundState
-    shared: Tensor
-    before: tuple[int, ...]
-    cleared: bool
-    lr: float
-    in_place: bool
-    entry: Entry | None
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What one round did, as its worker saw it.
-
-    Args:
-        round: its number, from 0.
-        local_steps: H of that round.
-        uplink: framed bytes of this worker's message.
-        sent: bytes that left for other ranks.
-        received: bytes that came from other ranks.
-        residual_cleared: whether the residual was dropped before it, at a learning-rate drop.
-        lost: frames that this worker waited for and that never came.
-        repaired: whether a dense round of its neighbourhood made good what it had missed before.
-        repair_bytes: bytes of such rounds, its own and its neighbours', sent and received.
-    """
-
-    round: int
-    local_steps: int
-    uplink: int
-    sent: int
-    received: int
-    residual_cleared: bool
-    lost: int = 0
-    repaired: bool = False
-    repair_bytes: int = 0
 
 
 class LocalSGD(torch.optim.Optimizer):
@@ -154,6 +74,8 @@ class LocalSGD(torch.optim.Optimizer):
         clear_residual_at_drop: clears the residual when the learning rate has fallen to at most
             this fraction of what it was at the last round; None for never. The paper's ImageNet
             runs clear it at their drops by ten; 0.5 does that.
+        watch: what becomes of a round that is not finite, how often replicas are compared, and
+            when a round is late.
         due: is asked after each local step, with their number, whether to end the round before H
             steps are done; only where a worker waits for no other (`Hub`).
         on_round: is called with a `RoundReport` after each round.
@@ -190,10 +112,11 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: Compressor | None = None,
         exchange: Exchange | None = None,
         outer: Outer | None = None,
-        group: dist.ProcessGroup | Seat | Transport | Company | None = None,
+        group: Group | Company = None,
         seed: int = 0,
         buffers: Buffers = "local",
         clear_residual_at_drop: float | None = None,
+        watch: Watch | None = None,
         due: Callable[[int], bool] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
         ledger: Ledger | None = None,
@@ -207,16 +130,22 @@ class LocalSGD(torch.optim.Optimizer):
         self.seed = seed
         self.buffers = buffers
         self.clear_residual_at_drop = clear_residual_at_drop
+        self.watch = Watch() if watch is None else watch
         self.due = due
         self.on_round = on_round
         self.ledger = ledger
         self.stats = Stats()
         self._state: RoundState
         self._frozen_groups = False
+        deadline = self.watch.deadline if isinstance(self.watch, Watch) else Deadline()
         self._company = group if isinstance(group, Company) else None
-        self._transport = None if self._company is not None else _transport(group)
-        self._rank, self._N = _place(group, self._transport)
-        self._local = 0
+        # Of an elastic group each quorum says anew where this worker sits.
+        seat: Group = Seat(0, 1) if isinstance(group, Company) else group
+        self._transport = transport_of(seat, deadline.hard)
+        self._rank, self._N = place_of(seat, self._transport)
+        self._local = self._refused = 0
+        awaited = partial(getattr, self._transport, "awaited", None)
+        self._watchdog = Watchdog(self._rank, deadline, awaited)
         problem = None
         try:
             self._prepare(model_or_params)
@@ -451,7 +380,9 @@ class LocalSGD(torch.optim.Optimizer):
         """Returns what this worker says of itself before it is agreed with, as JSON."""
         if self._problem is not None:
             return {"problem": str(self._problem)}
-        return hello(__version__, self._settings, self._described, self._state.anchor)
+        # What is watched may change from one start to the next, but not from rank to rank.
+        settings = {**self._settings, "watch": self.watch.to_json()}
+        return hello(__version__, settings, self._described, self._state.anchor)
 
     def begin_at(self, round: int, mem: Memory) -> None:
         """Goes on in that round, these memories in place of their first values.
@@ -522,6 +453,8 @@ class LocalSGD(torch.optim.Optimizer):
                 f"{self.exchange!r} hands back a model in which others' updates are, too, so one "
                 "worker's books cannot balance; a Ledger is for exchanges that meet in rounds"
             )
+        of_kind(self, "watch", self.watch, Watch)
+        check_policy(self.watch, self.exchange)
         named = parameters.named_parameters(model_or_params)
         shared = parameters.named_buffers(model_or_params, self.buffers)
         parameters.check_same(named, self.inner)
@@ -566,8 +499,12 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
-        tried = yield from self.try_round(called)
-        self.take_up(tried)
+        with self._watchdog.over(self.round) if self._transport else nullcontext():
+            tried = yield from self.try_round(called)
+            report = self.take_up(tried)
+        self.report(report)
+        if self.watch.compare and self.round % self.watch.compare == 0:
+            yield from self.compare_talk()
 
     def try_round(
         self, called: bool = True, outer: Outer | None = None
@@ -580,25 +517,35 @@ class LocalSGD(torch.optim.Optimizer):
         """
         before = self._counted()
         began, cleared, lr = self._cleared_at_drop()
-        shared = yield from self._shared_buffers()
-        entry, lean = None, self._lean
-        if lean:
-            state = yield from lean_round(
-                began, self._params, self.exchange, self.outer, self._here()
-            )
-        else:
-            watched = Watched(self.exchange) if self.ledger is not None else None
-            exchange = cast(Exchange, watched or self.exchange)
-            state = yield from self._dense_round(began, called, exchange, outer or self.outer)
-            if watched is not None:
-                entry = watched.entry.after_reset(self._state.mem if cleared else {})
-        return Tried(state, shared, before, cleared, lr, lean, entry)
+        dropped: tuple[int, ...] = ()
+        shared, skipped, lean, unsaid = None, False, self._lean, None
+        watched = Watched(self.exchange) if self.ledger is not None else None
+        exchange = cast(Exchange, watched or self.exchange)
+        try:
+            shared = yield from self._shared_buffers()
+            state = yield from self._round(began, called, exchange, outer or self.outer)
+            self._refused = 0
+        except NonFiniteError as error:
+            self._refused += 1
+            hold = None if shared is None else partial(self._without, began, called, exchange)
+            refused = Refused(error, began, self._refused, self._here(), hold)
+            unsaid = None if watched is None else began.anchor - self.progress(began.anchor)
+            state, dropped = yield from refused.go_on(self.watch, self.inner, self._params)
+            skipped, lean = not dropped, False
+        entry = None
+        if watched is not None:
+            entry = Entry.nothing(len(began.anchor)) if skipped else watched.entry
+            if unsaid is not None and (skipped or self._rank in dropped):
+                entry = entry.with_unsaid(unsaid)
+            entry = entry.after_reset(self._state.mem if cleared else {})
+        return Tried(state, shared, before, cleared, lr, lean, entry, skipped, dropped)
 
-    def take_up(self, tried: Tried) -> None:
-        """Goes on from what a round came to."""
+    def take_up(self, tried: Tried) -> RoundReport:
+        """Goes on from what a round came to, and returns what there is to report of it."""
         if not tried.in_place:
             flat.write(tried.state.anchor, self._params)
-        flat.write(tried.shared, self._buffers)
+        if tried.shared is not None:
+            flat.write(tried.shared, self._buffers)
         local_steps, round = self._local, self._state.round
         self._state, self._local, self._lr = tried.state, 0, tried.lr
         if self.ledger is not None and tried.entry is not None:
@@ -606,14 +553,30 @@ class LocalSGD(torch.optim.Optimizer):
         uplink, sent, received, lost, repairs, mended = (
             b - a for a, b in zip(tried.before, self._counted(), strict=True)
         )
-        where = f"rank {self._rank}, round {round}"
-        if lost:
-            LOG.warning("%s: %d frames never came; it will ask for replicas", where, lost)
-        if repairs:
-            LOG.warning("%s: repaired by one dense round of its neighbourhood", where)
+        return RoundReport(
+            round, local_steps, uplink, sent, received, tried.cleared, lost, repairs > 0, mended,
+            tried.skipped, tried.dropped,
+        )  # fmt: skip
+
+    def report(self, report: RoundReport) -> None:
+        """Tells the log and whoever asked what a round did."""
+        report.log(self._rank)
         if self.on_round is not None:
-            mend = tried.cleared, lost, repairs > 0, mended
-            self.on_round(RoundReport(round, local_steps, uplink, sent, received, *mend))
+            self.on_round(report)
+
+    def _round(
+        self, began: RoundState, called: bool, exchange: Exchange, outer: Outer
+    ) -> Generator[Ask, Answer, RoundState]:
+        if self._lean:
+            talk = lean_round(began, self._params, self.exchange, self.outer, self._here())
+            return (yield from talk)
+        return (yield from self._dense_round(began, called, exchange, outer))
+
+    def _without(
+        self, began: RoundState, called: bool, exchange: Exchange, ranks: tuple[int, ...]
+    ) -> Generator[Ask, Answer, RoundState]:
+        held = Without(exchange, ranks)
+        return (yield from self._dense_round(began, called, held, self.outer))
 
     def _counted(self) -> tuple[int, ...]:
         return *self.stats.totals(), *self.stats.mended()
@@ -679,21 +642,3 @@ class LocalSGD(torch.optim.Optimizer):
     def _adopt_inner(self) -> None:
         self.param_groups = self.inner.param_groups
         self.state = self.inner.state
-
-
-def _transport(group: object) -> Transport | None:
-    if isinstance(group, Seat):
-        return None
-    if isinstance(group, Transport):
-        return group
-    if group is None and not (dist.is_available() and dist.is_initialized()):
-        return Alone()
-    assert group is None or isinstance(group, dist.ProcessGroup)
-    return DistributedTransport(group, HEADER, length)
-
-
-def _place(group: object, transport: Transport | None) -> tuple[int, int]:
-    if isinstance(group, Seat):
-        return group.rank, group.N
-    # Of an elastic group each quorum says anew where this worker sits.
-    return (0, 1) if transport is None else (transport.rank, transport.size)

@@ -11,12 +11,12 @@ SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
     ("errors", "value", "keys", "version", "host", "files"),
-    ("flat", "kernels", "topology", "transport", "outer", "schedule"),
+    ("flat", "kernels", "topology", "transport", "outer", "schedule", "watch"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("stats", "round", "lean", "ledger"),
-    ("checkpoint", "parameters", "shell", "presets", "simulate"),
+    ("stats", "round", "lean", "refused", "ledger"),
+    ("checkpoint", "parameters", "report", "seat", "company", "shell", "presets", "simulate"),
     ("hub", "snapshots", "elastic"),
     ("names",),
     ("door",),

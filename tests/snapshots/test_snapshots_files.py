@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -159,7 +160,7 @@ def test_a_dead_job_holds_no_folder(tmp_path: Path) -> None:
     program = (
         "import os, sys\n"
         "from thinwire.snapshots.folder import folder_of\n"
-        "folder_of(sys.argv[1]).claim('dead')\n"
+        "folder_of(sys.argv[1]).claim('dead', set())\n"
         "os._exit(9)\n"
     )
     for folder in (str(tmp_path), f"local://{tmp_path}"):
@@ -171,19 +172,30 @@ def test_a_dead_job_holds_no_folder(tmp_path: Path) -> None:
 def test_a_lock_of_a_dead_process_of_this_machine_is_taken_over_by_url() -> None:
     url = in_memory()
     first = Remote(url)
-    first.claim("a")
+    first.claim("a", set())
+    assert first.dead() is None
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    with pytest.raises(tw.ConfigError, match="another job"):
-        Remote(url).claim("b")
     held = {**first._holder(), "process": dead.pid}
-    first._fs.pipe_file(first._at("lock"), str(held).replace("'", '"').encode())
-    Remote(url).claim("b")
-    first._fs.pipe_file(
-        first._at("lock"), str({**held, "host": "elsewhere"}).replace("'", '"').encode()
-    )
+    first._fs.pipe_file(first._at("lock"), json.dumps(held).encode())
+    assert Remote(url).dead() == "a"
+    kept(url).close()
+    elsewhere = json.dumps({**held, "host": "elsewhere"}).encode()
+    first._fs.pipe_file(first._at("lock"), elsewhere)
     with pytest.raises(tw.ConfigError, match="if it has ended, remove lock there"):
-        Remote(url).claim("b")
+        kept(url)
+    # A rank on that machine can tell.
+    Remote(url).claim("b", {"a"})
+
+
+def test_who_lost_the_lock_writes_no_more() -> None:
+    url = in_memory()
+    first, second = Remote(url), Remote(url)
+    first.claim("a", set())
+    second.claim("b", {"a"})
+    with pytest.raises(tw.ConfigError, match="another job writes its snapshots"):
+        first.write("x", lambda file: None)
+    second.write("x", lambda file: None)
 
 
 OTHERS = {
@@ -246,6 +258,15 @@ def test_what_no_snapshot_can_hold_is_refused_at_the_start_on_every_rank(tmp_pat
         assert snapshots.resume(model, optimizer) is None
 
 
+def test_a_part_that_no_snapshot_can_hold_any_more_is_one_error_on_every_rank(tmp_path) -> None:
+    run = kept(tmp_path).steps(2)
+    run.nets[1].state_dict = lambda: {"hook": print}
+    run.step()
+    with pytest.raises(tw.SnapshotError, match=r"rank 1: .*model\['hook'\] is a builtin_function"):
+        run.step()
+    run.close()
+
+
 def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self):
@@ -265,6 +286,21 @@ def test_no_code_of_a_file_is_run(tmp_path: Path) -> None:
     with pytest.raises(tw.SnapshotError, match=r"[Ww]eights"):
         kept(tmp_path)
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_file_under_another_files_name_is_refused(tmp_path: Path) -> None:
+    kept(tmp_path).steps(2).close()
+    (tmp_path / File(1, 2, 1).name).rename(tmp_path / File(2, 2, 1).name)
+    with pytest.raises(tw.SnapshotError, match=r"says it is File\(step=1, N=2, rank=1\)"):
+        kept(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\2" + b"\0" * 7 + b"[]"], ids=repr)
+def test_whole_bytes_that_are_no_snapshot_are_refused(tmp_path: Path, content: bytes) -> None:
+    for rank in range(2):
+        Local(tmp_path).write(File(1, 2, rank).name, lambda file: file.write(content))
+    with pytest.raises(tw.SnapshotError, match="says it is no snapshot"):
+        kept(tmp_path)
 
 
 def test_other_parts_than_were_saved_are_refused(tmp_path: Path) -> None:
@@ -319,3 +355,33 @@ def test_a_set_is_complete_where_every_rank_can_read_what_it_needs() -> None:
 
 def test_the_magic_is_this_formats() -> None:
     assert folders.MAGIC == b"twsnap\x00\x01"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of 64 KB that is really full when it is."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(where)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+def test_on_a_disk_that_is_really_full_the_last_complete_set_is_taken_up(small_disk: Path) -> None:
+    calm = kept(in_memory(), keep=9).steps(9)
+    run, told = kept(small_disk, keep=9), None
+    while told is None and run.done < 8:
+        try:
+            run.step()
+        except tw.SnapshotError as error:
+            told = str(error)
+        run.settle()
+    assert "No space left on device" in str(told)
+    assert not [name for name in files_of(small_disk) if name.endswith(".part")]
+    run.close()
+    again = kept(small_disk, start=1, keep=9, every=1000)
+    assert 1 <= again.done < 8
+    same_bits(whole_state(again.steps(9 - again.done)), whole_state(calm))
+    again.close()

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from thinwire.cli.chaos_faults import Strikes, Struck
 from thinwire.cli.chaos_plan import DEADLINE, ROUNDS, N, Story
 from thinwire.cli.demo_train import CLASSES, PIXELS, Digits, accuracy
+from thinwire.company import Tried
 from thinwire.compress import QSGD, Compressor, Sign, TopK
 from thinwire.elastic import Quorum
 from thinwire.elastic.history import Told
@@ -25,7 +26,8 @@ from thinwire.errors import SnapshotError
 from thinwire.exchange import Choco, Exchange, Feedback, Gather, Gossip, Ring, Server
 from thinwire.exchange.driver import Observer
 from thinwire.ledger import Ledger, fold
-from thinwire.shell import LocalSGD, Seat, Tried
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
 from thinwire.snapshots import Snapshots
 from thinwire.topology import RingGraph

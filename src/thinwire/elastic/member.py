@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from thinwire import host
+from thinwire.company import Tried
 from thinwire.elastic.history import Generation, History, Standing, Told
 from thinwire.elastic.meet import Record
 from thinwire.errors import ConfigError, TransportError
@@ -17,7 +18,7 @@ from thinwire.exchange import Server
 from thinwire.ledger import fold
 from thinwire.outer import Outer, OuterState
 from thinwire.round import RoundState
-from thinwire.shell import LocalSGD, Tried
+from thinwire.shell import LocalSGD
 from thinwire.value import of_kind, one_of, whole
 
 LOG = logging.getLogger("thinwire")
@@ -88,6 +89,11 @@ class Member(ABC):
             why = "its master's residual would be lost with the master"
         elif isinstance(exchange, Server) and exchange.root:
             why = "the rank of its master may be gone; use root=0, the first of each quorum"
+        if worker.watch.nonfinite != "raise":
+            raise ConfigError(
+                f"nonfinite={worker.watch.nonfinite!r}: what an elastic group skips or drops could "
+                "not be taken back where the try does not stand; use 'raise'"
+            )
         if why:
             raise ConfigError(
                 f"{exchange!r} cannot be elastic: {why}. Use Gather(), Ring() or Server()"
@@ -179,22 +185,19 @@ class Member(ABC):
         return {"N": self.N, "min_replicas": self.min_replicas, "mean": self.mean}
 
 
-@dataclass(frozen=True, repr=False)
-class Scaled(Outer):
-    """The agreed outer step along a share of the direction.
+class Scaled:
+    """The agreed outer step along a share of the direction; no setting, since nobody chooses it.
 
     Args:
         outer: the agreed one.
         share: of the configured workers, those that took part.
     """
 
-    outer: Outer
-    share: float
-
-    def init(self, anchor: Tensor) -> OuterState:
-        return self.outer.init(anchor)
+    def __init__(self, outer: Outer, share: float) -> None:
+        self._outer, self._share = outer, host.float_(share)
 
     def step(
         self, anchor: Tensor, direction: Tensor, state: OuterState
     ) -> tuple[Tensor, OuterState]:
-        return self.outer.step(anchor, direction * host.float_(self.share), state)
+        """Returns the new anchor and the new state."""
+        return self._outer.step(anchor, direction * self._share, state)

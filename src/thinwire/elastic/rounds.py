@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from dataclasses import replace
+from typing import cast
 
 from thinwire.elastic.history import Generation
 from thinwire.elastic.meet import (
@@ -26,6 +27,7 @@ from thinwire.elastic.meet import (
 from thinwire.elastic.member import Member, Scaled
 from thinwire.elastic.regroup import Place, Regroup, Talk, among
 from thinwire.errors import ConfigError, DivergedError, FrameError, TransportError
+from thinwire.outer import Outer
 from thinwire.shell import LocalSGD
 from thinwire.transport import base
 from thinwire.transport.base import Post, Take, turn
@@ -158,7 +160,7 @@ class Elastic(Member):
         n, run = len(members), self._generation[1]
         outer = worker.outer
         if self.mean == "configured" and n < self.N:
-            outer = Scaled(outer, n / self.N)
+            outer = cast(Outer, Scaled(outer, n / self.N))
         worker.sit(members.index(rank), n, run)
         try:
             state, _ = worker.hold()
@@ -169,7 +171,7 @@ class Elastic(Member):
             # All that took part know what they said: from here on this try stands.
             names = tuple(self._names[r] for r in members)
             self.standing = self.standing.commit(self._generation, names)
-            worker.take_up(tried)
+            worker.report(worker.take_up(tried))
         finally:
             worker.sit(*ALONE)
 

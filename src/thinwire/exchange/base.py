@@ -88,12 +88,14 @@ class Exchange(Value, ABC):
             that the others can compute; "free", whenever it likes.
         hands_anchor: whether what a round returns is the new anchor itself, since the outer step
             is made elsewhere.
+        sits_out: whether a round can be held without some workers; see `Without`.
     """
 
     replicates: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
     pace: ClassVar[Literal["common", "own", "free"]] = "common"
     hands_anchor: ClassVar[bool] = False
+    sits_out: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, here: Here) -> Memory:

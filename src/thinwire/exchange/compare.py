@@ -39,7 +39,8 @@ def compare(held: Held, here: Here) -> Generator[Ask, Answer, None]:
     at = here.address(here.rank, WATCH_PART)
     verdict = yield from decide({"held": own}, first_difference, at, here.N, HELLO_BOUND)
     if verdict["ranks"]:
-        raise DivergedError(verdict["ranks"], _named(verdict, held), here.round)
+        spans = held[verdict["name"]][1] if verdict["name"] in held else here.spans
+        raise DivergedError(verdict["ranks"], _named(verdict, spans), here.round)
 
 
 def digests(tensor: Tensor, spans: Spans) -> str:
@@ -56,33 +57,34 @@ def digests(tensor: Tensor, spans: Spans) -> str:
 
 
 def first_difference(heard: list[Said]) -> Said:
-    """Returns the ranks that differ from most, under which name, and in which piece.
+    """Returns the ranks that differ from most, under which name, and in which of its pieces.
 
     Args:
         heard: of each rank, in rank order: its digests by name.
 
     Example:
         >>> first_difference([{"held": {"x": d * 16}} for d in "aba"])
-        {'ranks': [1], 'name': 'x', 'piece': 0}
+        {'ranks': [1], 'name': 'x', 'piece': 0, 'pieces': 1}
         >>> first_difference([{"held": {"x": "a" * 16}}, {"held": {"y": "b" * 16}}])
         {'ranks': []}
     """
     held = [said["held"] if isinstance(said.get("held"), dict) else {} for said in heard]
     for name in dict.fromkeys(name for own in held for name in own):
         told = {rank: str(own[name]) for rank, own in enumerate(held) if name in own}
-        (usual, _), *others = Counter(told.values()).most_common()
+        (usual, many), *others = Counter(told.values()).most_common()
         if others:
-            ranks = [rank for rank, digest in told.items() if digest != usual]
-            a, b = usual, told[ranks[0]]
-            pieces = range(0, max(len(a), len(b)), DIGEST)
-            at = next(n for n in pieces if a[n : n + DIGEST] != b[n : n + DIGEST])
-            return {"ranks": ranks, "name": name, "piece": at // DIGEST}
+            most = 2 * many > len(told)
+            ranks = [rank for rank, digest in told.items() if digest != usual or not most]
+            other = next(digest for digest in told.values() if digest != usual)
+            pieces = range(0, max(len(usual), len(other)), DIGEST)
+            at = next(n for n in pieces if usual[n : n + DIGEST] != other[n : n + DIGEST])
+            piece = at // DIGEST
+            return {"ranks": ranks, "name": name, "piece": piece, "pieces": len(pieces)}
     return {"ranks": []}
 
 
-def _named(verdict: Said, held: Held) -> str:
-    name, piece = verdict["name"], verdict["piece"]
-    spans = held[name][1] if name in held else Spans((), ())
-    if piece < len(spans.names) and len(held[name][0]) == spans.d:
-        return f"tensor {spans.names[piece]!r} of the {name}"
-    return f"the {name}"
+def _named(verdict: Said, spans: Spans) -> str:
+    name, names = verdict["name"], spans.names
+    if verdict["pieces"] != len(names) or len(names) == 0:
+        return f"the {name}"
+    return f"tensor {names[verdict['piece']]!r} of the {name}"

@@ -35,6 +35,11 @@ def together(optimizer: LocalSGD, act: Callable[[], T]) -> Talk[T]:
     return done  # type: ignore[return-value]
 
 
+def one_job(heard: list[Said]) -> Said:
+    """Returns the name of this job, and the jobs that some rank knows to be dead."""
+    return {"job": heard[0]["job"], "dead": [said["dead"] for said in heard if said.get("dead")]}
+
+
 def first_problem(heard: list[Said]) -> Said:
     """Returns the problem of the lowest rank that has one."""
     for rank, said in enumerate(heard):

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from thinwire.errors import ConfigError
+from thinwire.errors import ConfigError, SnapshotError
 from thinwire.exchange.agree import show, show_tensor
 from thinwire.snapshots.folder import Writer
+from thinwire.snapshots.sets import File
 
 FORMAT = 1
 LENGTH = 8
@@ -36,10 +37,28 @@ def filler(head: Head, state: dict[str, Any]) -> Callable[[Writer], None]:
     return fill
 
 
-def head_of(content: memoryview) -> Head:
-    """Returns the head of a whole file's content."""
-    head: Head = json.loads(bytes(content[LENGTH : LENGTH + _length(content)]))
-    return head
+def head_of(content: memoryview, file: File, where: str) -> Head:
+    """Returns the head of a whole file's content.
+
+    Args:
+        content: of the file.
+        file: which it must be of.
+        where: the folder.
+
+    Raises:
+        SnapshotError: it is of another file, or of no snapshot.
+    """
+    try:
+        head = json.loads(bytes(content[LENGTH : LENGTH + _length(content)]))
+        said = File(head["step"], head["N"], head["rank"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        said = None
+    if said != file:
+        raise SnapshotError(
+            f"{where}: {file.name} says it is {said or 'no snapshot'}; somebody has renamed or "
+            "written it. Restore the folder from a copy, or start a new run in another one"
+        )
+    return dict(head)
 
 
 def state_of(content: memoryview) -> dict[str, Any]:

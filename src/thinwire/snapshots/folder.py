@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +45,16 @@ class Folder(ABC):
         """Removes that file if it is there."""
 
     @abstractmethod
-    def claim(self, job: str) -> None:
+    def dead(self) -> str | None:
+        """Returns the job that has the folder if this rank can tell that it is dead."""
+
+    @abstractmethod
+    def claim(self, job: str, dead: set[str]) -> None:
         """Makes this folder that job's, whose ranks may all claim it, until `free`.
+
+        Args:
+            job: a name that no other has.
+            dead: jobs that some rank knows to be dead.
 
         Raises:
             ConfigError: another job has it.
@@ -97,7 +105,12 @@ class Local(Folder):
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
 
-    def claim(self, job: str) -> None:
+    def dead(self) -> None:
+        return None
+
+    def claim(self, job: str, dead: set[str]) -> None:
+        import fcntl
+
         # The system lets go of a lock when its process ends, however it ends.
         lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -135,7 +148,7 @@ class Remote(Folder):
         self.url = url.rstrip("/")
         self._fs, self._path = fsspec.core.url_to_fs(self.url)
         self._fs.makedirs(self._path, exist_ok=True)
-        self._claimed = False
+        self._job: str | None = None
 
     def __str__(self) -> str:
         return self.url
@@ -145,6 +158,9 @@ class Remote(Folder):
         return [path.rpartition("/")[2] for path in self._fs.ls(self._path, detail=False)]
 
     def write(self, name: str, fill: Callable[[Writer], None]) -> None:
+        held = self._holder()
+        if held is not None and held["job"] != self._job:
+            raise ConfigError(_taken(str(self), "it ends"))
         temporary = self._at(Path(name).with_suffix(".part").name)
         try:
             with self._fs.open(temporary, "wb") as file:
@@ -161,23 +177,35 @@ class Remote(Folder):
         if self._fs.exists(self._at(name)):
             self._fs.rm_file(self._at(name))
 
-    def claim(self, job: str) -> None:
-        # No file system at hand creates a file exclusively by every protocol, so what is written
-        # is read back: of two jobs that come at once the later one to write stays.
-        mine = {"job": job, "host": os.uname().nodename, "process": os.getpid()}
+    def dead(self) -> str | None:
         held = self._holder()
-        if held is None or (held["job"] != job and _is_dead(held, mine)):
+        if held is None or held["host"] != platform.node():
+            return None
+        try:
+            os.kill(held["process"], 0)
+        except ProcessLookupError:
+            return str(held["job"])
+        except PermissionError:
+            pass
+        return None
+
+    def claim(self, job: str, dead: set[str]) -> None:
+        # No file system at hand creates a file exclusively by every protocol, so what is written
+        # is read back, before each write too: of two jobs that come at once the later one stays.
+        held = self._holder()
+        if held is None or held["job"] in dead:
+            mine = {"job": job, "host": platform.node(), "process": os.getpid()}
             self._fs.pipe_file(self._at(LOCK), json.dumps(mine).encode())
             held = self._holder()
         if held is None or held["job"] != job:
             raise ConfigError(_taken(str(self), f"it ends; if it has ended, remove {LOCK} there"))
-        self._claimed = True
+        self._job = job
 
     def free(self) -> None:
-        held = self._holder() if self._claimed else None
+        held = self._holder() if self._job else None
         if held is not None and held["process"] == os.getpid():
             self.remove(LOCK)
-        self._claimed = False
+        self._job = None
 
     def _holder(self) -> dict[str, Any] | None:
         try:
@@ -199,15 +227,3 @@ def _taken(where: str, until: str) -> str:
         f"another job writes its snapshots to {where}: two would take up each other's. Give this "
         f"one a folder of its own, or wait until {until}"
     )
-
-
-def _is_dead(held: dict[str, Any], mine: dict[str, Any]) -> bool:
-    if held["host"] != mine["host"]:
-        return False
-    try:
-        os.kill(held["process"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

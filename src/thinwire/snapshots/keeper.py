@@ -15,7 +15,7 @@ from torch import nn
 
 from thinwire.errors import ConfigError, SnapshotError
 from thinwire.shell import LocalSGD
-from thinwire.snapshots.accord import Talk, choose, together, weigh
+from thinwire.snapshots.accord import Talk, choose, one_job, together, weigh
 from thinwire.snapshots.content import filler
 from thinwire.snapshots.shelf import Shelf
 from thinwire.snapshots.taking_up import Whole
@@ -185,25 +185,26 @@ class Snapshots:
     ) -> Talk[Resumed | None]:
         """The same as `resume`, as a talk for whoever drives it."""
         run = Whole(model, optimizer, parts)
-        job = {"job": os.urandom(16).hex()}
-        job = yield from optimizer.consult(job, lambda heard: heard[0], 0)
-        shelf = yield from together(optimizer, lambda: self._claimed(run, job["job"]))
+        shelf, dead_job = yield from together(optimizer, lambda: self._shelf_of(run))
+        known = {"job": os.urandom(16).hex(), "dead": dead_job}
+        agreed = yield from optimizer.consult(known, one_job, 0, long=True)
         try:
+            job, dead = agreed["job"], set(agreed["dead"])
+            yield from together(optimizer, lambda: shelf.claim(job, dead))
             resumed = yield from self._take_up(run, shelf)
+            yield from together(optimizer, lambda: shelf.forget_newer(self.step))
         except BaseException:
             shelf.free()
             raise
-        shelf.forget_newer(self.step)
         self._run, self._shelf = run, shelf
         self._number = self._count()
         self._told.heed()
         return resumed
 
-    def _claimed(self, run: Whole, job: str) -> Shelf:
+    def _shelf_of(self, run: Whole) -> tuple[Shelf, str | None]:
         run.check()
         shelf = Shelf(self._where, *run.optimizer.place, self.keep)
-        shelf.claim(job)
-        return shelf
+        return shelf, shelf.dead()
 
     def _take_up(self, run: Whole, shelf: Shelf) -> Talk[Resumed | None]:
         optimizer = run.optimizer
@@ -236,12 +237,13 @@ class Snapshots:
 
         if not passed(self.every) and not passed(self.heed):
             return False
-        self.stopped = yield from self._meet()
-        if self.stopped:
+        stop = yield from self._meet()
+        if stop:
             yield from self.take_talk()
+            self.stopped = True
         elif passed(self.every):
             yield from self._write()
-        return self.stopped
+        return stop
 
     def take_talk(self) -> Talk[None]:
         """The same as `take`, as a talk for whoever drives it."""
@@ -284,5 +286,10 @@ class Snapshots:
         # What may wait for the disk comes before the copies, so that there is one set of them.
         self._writing.wait()
         step, shelf = self.step, self._shelf
-        fill = filler(self._run.head(step), self._run.state())
+        try:
+            fill = filler(self._run.head(step), self._run.state())
+        except ConfigError as error:
+            # The other ranks must hear of it, too, and they do when they next meet.
+            self._writing.fail(error)
+            return
         self._writing.start(step, lambda: shelf.write(step, fill))

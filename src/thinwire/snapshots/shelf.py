@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from thinwire.errors import SnapshotError
 from thinwire.snapshots.folder import Writer, folder_of
 from thinwire.snapshots.sets import File, needed
+
+LOG = logging.getLogger("thinwire")
 
 
 class Shelf:
@@ -24,7 +27,7 @@ class Shelf:
         self.rank, self.N, self.keep = rank, N, keep
         self.complete: list[int] = []
         self._folder = folder_of(where)
-        self.claim, self.free = self._folder.claim, self._folder.free
+        self.dead, self.claim, self.free = self._folder.dead, self._folder.claim, self._folder.free
 
     def __str__(self) -> str:
         return str(self._folder)
@@ -71,7 +74,10 @@ class Shelf:
             return
         for file in self._files():
             if file.rank % self.N == self.rank and file.step < self.complete[0]:
-                self._folder.remove(file.name)
+                try:
+                    self._folder.remove(file.name)
+                except OSError as error:
+                    LOG.warning("%s: %s stays: %s", self, file.name, error)
 
     def _files(self) -> list[File]:
         return [file for name in self._folder.names() if (file := File.of(name)) is not None]

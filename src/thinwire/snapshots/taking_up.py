@@ -83,8 +83,9 @@ class Whole:
             SnapshotError: a file is not whole.
         """
         rank, N = self.optimizer.place
-        first = shelf.read(File(step, old, rank % old))
-        saved, own = head_of(first), self.head(step)
+        file = File(step, old, rank % old)
+        first = shelf.read(file)
+        saved, own = head_of(first, file, str(shelf)), self.head(step)
         check_head(saved, own, str(shelf))
         if rank == 0 and (saved["thinwire"], saved["torch"]) != (own["thinwire"], own["torch"]):
             LOG.warning(

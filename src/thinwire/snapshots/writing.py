@@ -26,12 +26,16 @@ class Writing:
                 act()
                 self.durable = number
             except Exception as error:
-                self._trouble = f"{type(error).__name__}: {error}"
+                self.fail(error)
 
         self.wait()
         # No daemon: a program that ends waits for its last snapshot.
         self._thread = Thread(target=run, name="thinwire-snapshot")
         self._thread.start()
+
+    def fail(self, error: Exception) -> None:
+        """Keeps this as what went wrong."""
+        self._trouble = f"{type(error).__name__}: {error}"
 
     def wait(self) -> None:
         """Returns when nothing runs."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from thinwire.errors import TransportError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 GLANCE = 0.05
 """Seconds between two looks into the store."""
@@ -30,6 +32,10 @@ def init_process_group(backend: str = "gloo", timeout: timedelta = timedelta(min
     Raises:
         TransportError: not all workers came.
     """
+    # Not every build of torch has these.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     store, rank, N = next(rendezvous("env://", timeout=timeout))
     name = meet(store, rank, N, os.urandom(8).hex(), timeout)
     dist.init_process_group(
