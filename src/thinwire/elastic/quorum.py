@@ -7,7 +7,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -214,6 +215,9 @@ class Quorum(Elastic):
             hostname=self._host,
             checkpoint_transport=_NoCheckpoints(),
         )
+        # Its own executor's thread would keep a process that is told to end until the call for a
+        # quorum returns, which without one is never.
+        self._manager._executor = _Daemons()
         return self._manager
 
     def _drop(self) -> None:
@@ -238,6 +242,26 @@ class Quorum(Elastic):
             raise
         finally:
             timer.cancel()
+
+
+class _Daemons:
+    """Runs what it is handed in threads that no process waits for when it ends."""
+
+    def submit(self, work: Callable[..., None], **arguments: Any) -> Future[None]:
+        future: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                work(**arguments)
+                future.set_result(None)
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="thinwire-quorum", daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Waits for nobody."""
 
 
 class _NoCheckpoints:
