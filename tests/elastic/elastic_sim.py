@@ -22,7 +22,7 @@ from thinwire.errors import RoundTimeout
 from thinwire.exchange.driver import lockstep
 from thinwire.ledger import Ledger, conservation_error, fold
 from thinwire.stats import Stats
-from thinwire.transport.base import Reduce, Turn
+from thinwire.transport.base import Turn
 
 D = 9
 ROUNDS = 3
@@ -252,20 +252,12 @@ class Group:
     def ready(self, life: Life) -> bool:
         if isinstance(life.ask, Regroup):
             return False
-        if isinstance(life.ask, Reduce):
-            return all(isinstance(x.ask, Reduce) and x.awake and not x.dead for x in self.quorum)
         wanted: dict[int, int] = defaultdict(int)
         for take in life.ask.takes:
             wanted[self.quorum[take.source].born] += 1
         return all(len(self.mail[source, life.born]) >= n for source, n in wanted.items())
 
     def answer(self, life: Life) -> None:
-        if isinstance(life.ask, Reduce):
-            total = torch.stack([x.ask.vector for x in self.quorum]).sum(0)
-            for x in list(self.quorum):
-                if isinstance(x.ask, Reduce):
-                    self.resume(x, total.clone())
-            return
         frames = [
             self.mail[self.quorum[t.source].born, life.born].popleft() for t in life.ask.takes
         ]

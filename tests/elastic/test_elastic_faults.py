@@ -30,7 +30,6 @@ SETTINGS = {
     "ring, no feedback": Setting(tw.Ring("ring"), CODES),
     "ring, two-phase": Setting(tw.Ring("two-phase", OWING), CODES),
     "ring, gather": Setting(tw.Ring("gather", tw.Feedback()), SPARSE),
-    "all-reduce": Setting(tw.AllReduce(), tw.Identity()),
     "marsit": Setting(tw.Marsit(K=2), tw.Sign()),
 }
 

@@ -40,6 +40,7 @@ def test_a_group_that_could_go_on_in_two_halves_is_refused() -> None:
         (tw.Server(downlink=tw.TopK(k=1)), tw.TopK(k=1)),
         (tw.Server(root=1), tw.TopK(k=1)),
         (tw.Asynchronous(), tw.TopK(k=1)),
+        (tw.AllReduce(), tw.Identity()),
     ],
     ids=repr,
 )

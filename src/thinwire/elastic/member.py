@@ -14,7 +14,7 @@ from thinwire.company import Tried
 from thinwire.elastic.history import Generation, History, Standing, Told
 from thinwire.elastic.meet import Record
 from thinwire.errors import ConfigError, TransportError
-from thinwire.exchange import Server
+from thinwire.exchange import AllReduce, Server
 from thinwire.ledger import fold
 from thinwire.outer import Outer, OuterState
 from thinwire.round import RoundState
@@ -85,6 +85,8 @@ class Member(ABC):
             why = "its workers hold models of their own, and nobody could tell one to who returns"
         elif exchange.pace != "common":
             why = "its workers speak at times of their own, and no quorum could meet"
+        elif isinstance(exchange, AllReduce):
+            why = "the engine sums over all that are there, and who has just come sits a round out"
         elif isinstance(exchange, Server) and exchange.downlink is not None:
             why = "its master's residual would be lost with the master"
         elif isinstance(exchange, Server) and exchange.root:
