@@ -499,7 +499,8 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
-        with self._watchdog.over(self.round) if self._transport else nullcontext():
+        alone = self._transport is None or self._N < 2
+        with nullcontext() if alone else self._watchdog.over(self.round):
             tried = yield from self.try_round(called)
             report = self.take_up(tried)
         self.report(report)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+from pathlib import Path
 
 import pytest
 import torch
-from shell_cases import Run, close, momentum, replicas_agree, same_bits, sgd, vector
+from shell_cases import Run, backward, close, momentum, net, replicas_agree, same_bits, sgd, vector
 
 import thinwire as tw
+from thinwire.cli.gang import Gang
 
 SIGNTOPK = tw.TopK(k=4) >> tw.Sign()
 SITTING_OUT = {
@@ -47,8 +50,8 @@ def held(run: Run) -> list:
 
 def finite_and_equal(run: Run) -> None:
     replicas_agree(run.nets)
-    for net, shell in zip(run.nets, run.shells, strict=True):
-        same_bits(vector(net), shell.anchor)
+    for model, shell in zip(run.nets, run.shells, strict=True):
+        same_bits(vector(model), shell.anchor)
         for state in (shell.anchor, *shell._state.mem.values()):
             assert bool(state.isfinite().all())
         for p in shell.inner.state.values():
@@ -197,3 +200,38 @@ def test_a_wrong_policy_is_refused_with_the_choices() -> None:
         tw.Watch(nonfinite="ignore")
     with pytest.raises(tw.ConfigError, match="watch is 'skip'; give a Watch"):
         Run(1, watch="skip")
+
+
+def poisoned_anchors(rank: int, N: int, args: dict, say) -> None:
+    """Trains each method with one rank's NaN in its third step; says its bits."""
+    for name in args["names"]:
+        exchange, compressor = SITTING_OUT[name]
+        model = net()
+        optimizer = tw.LocalSGD(
+            model, momentum(model.parameters()), H=2, compressor=compressor, exchange=exchange,
+            watch=tw.Watch(nonfinite=args["policy"], compare=1),
+        )  # fmt: skip
+        for step in range(8):
+            backward(model, rank, step)
+            if step in (3, 4) and rank == 1:
+                model[2].weight.grad[1, 2] = float("nan")
+            optimizer.step()
+        say("end", name=name, anchor=optimizer.anchor.tolist())
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["skip", "drop"])
+def test_processes_do_the_same_as_the_simulation_to_the_last_bit(policy, monkeypatch) -> None:
+    path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    monkeypatch.setenv("PYTHONPATH", path)
+    names = [name for name in SITTING_OUT if name != "all-reduce"]  # Its order is the engine's.
+    args = {"names": names, "policy": policy}
+    with Gang(3, "test_shell_policy:poisoned_anchors", args) as gang:
+        said = {(m["name"], m["rank"]): m["anchor"] for m in gang.messages() if m["event"] == "end"}
+    for name in names:
+        run = make(name, policy)
+        for step in range(8):
+            poison(run, *((1,) if step in (3, 4) else ()))
+        for rank in range(3):
+            assert said[name, rank] == run.shells[0].anchor.tolist(), name

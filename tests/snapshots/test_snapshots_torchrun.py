@@ -31,10 +31,12 @@ def spec(method: str, **changes: Any) -> dict[str, Any]:
     return {**base, "steps": STEPS, "every": 2, "deaths": [], **changes}
 
 
-def torchrun(told: dict[str, Any], out: Path, restarts: int = 0) -> subprocess.Popen[bytes]:
+def torchrun(
+    told: dict[str, Any], out: Path, restarts: int = 0, n: int = N
+) -> subprocess.Popen[bytes]:
     out.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(N), "--max-restarts", str(restarts)]
+    command += ["--nproc-per-node", str(n), "--max-restarts", str(restarts)]
     command += ["--monitor-interval", "0.2", snapshot_worker.__file__, json.dumps(told), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -107,3 +109,19 @@ def test_sigterm_to_torchrun_itself_leaves_a_complete_snapshot(tmp_path) -> None
     assert [each["stopped"] for each in said(out, 0)] == [True] * N
     ended(torchrun(spec("server"), out))
     assert {each["began"] for each in said(out, 0)} == {10}
+
+
+@pytest.mark.network
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_three_stop_and_two_go_on(tmp_path, method) -> None:
+    ended(torchrun(spec(method, steps=10), tmp_path))
+    gang = torchrun(spec(method), tmp_path, n=2)
+    told, _ = gang.communicate(timeout=120)
+    assert gang.returncode == 0, told.decode()[-3000:]
+    # Two rounds are between the snapshots, and the fifth round's is not due.
+    assert "a snapshot of 3 workers goes on with 2" in told.decode()
+    assert [each["began"] for each in said(tmp_path, 0)[:2]] == [8, 8]
+    (a, _), (b, _) = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2))
+    # Two that gossip with each other both hold the mean.
+    same_bits(a, b)

@@ -31,7 +31,7 @@ from thinwire.kernels.parallel import each_stretch, stretches
 
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _EVERY_BIT = np.uint32(reference.MASK32)
-_PART = 1 << 14
+_PART = 1 << 15
 _LINE = 64
 _CHECKED = 1024
 _DRAWN = 32

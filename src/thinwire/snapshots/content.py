@@ -32,7 +32,14 @@ def filler(head: Head, state: dict[str, Any]) -> Callable[[Writer], None]:
         text = json.dumps(head).encode()
         file.write(len(text).to_bytes(LENGTH, "little"))
         file.write(text)
-        torch.save(state, file)  # type: ignore[arg-type]
+        try:
+            torch.save(state, file)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            # torch ends its archive even after a write that failed, and then says where it
+            # stood; why the file took no more is what was raised before.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
     return fill
 

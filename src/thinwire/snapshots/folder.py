@@ -155,7 +155,12 @@ class Remote(Folder):
 
     def names(self) -> list[str]:
         self._fs.invalidate_cache()
-        return [path.rpartition("/")[2] for path in self._fs.ls(self._path, detail=False)]
+        while True:
+            try:
+                listed = self._fs.ls(self._path, detail=False)
+            except KeyError:
+                continue  # memory:// trips over what another thread moves meanwhile.
+            return [path.rpartition("/")[2] for path in listed]
 
     def write(self, name: str, fill: Callable[[Writer], None]) -> None:
         held = self._holder()
