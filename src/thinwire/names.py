@@ -48,6 +48,7 @@ from thinwire.exchange import (
 )
 from thinwire.hub.join import join
 from thinwire.keys import Key
+from thinwire.ledger import Ledger
 from thinwire.outer import Adopt, Average, DelayedNesterov, Nesterov, Outer
 from thinwire.presets import (
     PRESETS,
@@ -120,6 +121,7 @@ __all__ = [
     "Hypercube",
     "Identity",
     "Key",
+    "Ledger",
     "Levels",
     "LiveCount",
     "LocalSGD",

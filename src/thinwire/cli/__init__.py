@@ -1,4 +1,4 @@
-"""The command line: demo, train, hub, topology, bench, doctor. No algorithm lives here.
+"""The command line: demo, train, hub, chaos, topology, bench, doctor. No algorithm lives here.
 
 A command is one function in one file, named as the command; it imports what is heavy inside
 itself, so that help answers at once. To add one: write the file, and register it below.
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from thinwire.cli.bench import app as bench
+from thinwire.cli.chaos import chaos
 from thinwire.cli.demo import demo
 from thinwire.cli.demo_hub import demo_hub
 from thinwire.cli.doctor import doctor
@@ -53,6 +54,7 @@ app.add_typer(train, name="train")
 app.command()(hub)
 app.command("hub-status")(hub_status)
 app.command("demo-hub")(demo_hub)
+app.command()(chaos)
 app.command()(topology)
 app.add_typer(bench, name="bench")
 app.command()(doctor)
