@@ -61,15 +61,26 @@ def test_no_fault_at_any_yield_of_three_does_harm(what: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("N", [1, 2, 3, 4])
+@pytest.mark.parametrize("N", [1, 2])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_fault_at_any_yield_of_any_exchange_of_two_does_harm(name: str, N: int) -> None:
+    survives(name, N)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("N", [3, 4])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_fault_at_any_yield_of_any_exchange_does_harm(name: str, N: int) -> None:
+    survives(name, N)
+
+
+def survives(name: str, N: int) -> None:
     for gives_up in (0, -1):
         setting = replace(SETTINGS[name], gives_up=gives_up)
         assert run_all(setting, N) >= 8 * N * len(KINDS)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_two_faults_of_two_workers_do_harm() -> None:
     setting = SETTINGS["gather"]
     firsts = [f for f in every_fault(setting, 3, [("sleeps", None), ("errs", 1)]) if f.victim == 0]
