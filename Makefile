@@ -3,7 +3,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-
 .PHONY: demo demo-hub proto test fast exhaustive lint table clean
 
 demo: .venv/ready ## train the digits with five methods and see what the wire carried
