@@ -47,6 +47,7 @@ from thinwire.exchange import (
 )
 from thinwire.hub.join import join
 from thinwire.keys import Key
+from thinwire.link import Link
 from thinwire.outer import Adopt, Average, DelayedNesterov, Nesterov, Outer
 from thinwire.presets import (
     PRESETS,
@@ -80,6 +81,7 @@ from thinwire.topology import (
     Topology,
     Torus,
 )
+from thinwire.transport.paced import Paced
 from thinwire.version import __version__
 
 __all__ = [
@@ -113,6 +115,7 @@ __all__ = [
     "Identity",
     "Key",
     "Levels",
+    "Link",
     "LiveCount",
     "LocalSGD",
     "LockStep",
@@ -122,6 +125,7 @@ __all__ = [
     "NonFiniteError",
     "OnePeerExponential",
     "Outer",
+    "Paced",
     "PeerLost",
     "Preset",
     "RandK",

@@ -26,7 +26,7 @@ from thinwire.parameters import Buffers, Given
 from thinwire.round import RoundState, one_round
 from thinwire.schedule import H_at, HSchedule, RandomGaps, check_schedule, schedule_json
 from thinwire.stats import Stats
-from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Transport
+from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Paced, Transport
 from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
 from thinwire.wire.frame import BUFFER_PART, HEADER, length
@@ -96,7 +96,8 @@ class LocalSGD(torch.optim.Optimizer):
         exchange: who says it to whom, and whether with feedback.
         outer: how the anchor moves along the mean; by default as the exchange has it.
         group: a process group; None for the default one (or, without one, a group of one); a
-            `Seat` of a `LockStep`; or a transport of one's own, as `join` makes.
+            `Seat` of a `LockStep`; `Paced`, a group behind a modelled link; or a transport of
+            one's own, as `join` makes.
         seed: of the random choices; the same on all ranks.
         buffers: of the model, such as BN statistics: "local", "average" or "broadcast" (rank
             0's) at every round.
@@ -138,7 +139,7 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: Compressor | None = None,
         exchange: Exchange | None = None,
         outer: Outer | None = None,
-        group: dist.ProcessGroup | Seat | Transport | None = None,
+        group: dist.ProcessGroup | Seat | Paced | Transport | None = None,
         seed: int = 0,
         buffers: Buffers = "local",
         clear_residual_at_drop: float | None = None,
@@ -499,9 +500,11 @@ class LocalSGD(torch.optim.Optimizer):
         self.state = self.inner.state
 
 
-def _transport(group: dist.ProcessGroup | Seat | Transport | None) -> Transport | None:
+def _transport(group: dist.ProcessGroup | Seat | Paced | Transport | None) -> Transport | None:
     if isinstance(group, Seat):
         return None
+    if isinstance(group, Paced):
+        return group.over(HEADER, length)
     if isinstance(group, Transport):
         return group
     if group is None and not (dist.is_available() and dist.is_initialized()):

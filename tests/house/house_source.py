@@ -10,7 +10,8 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version", "host"),
+    ("errors", "value", "keys", "version", "host", "units"),
+    ("link",),
     ("flat", "kernels", "topology", "transport", "outer", "schedule"),
     ("compress",),
     ("wire",),

@@ -21,8 +21,8 @@ from house_source import (
 )
 
 IDS = [str(path.relative_to(SRC)) for path in files()]
-LIVE = ("hub.service", "hub.server", "hub.dial", "hub.join")
-"""What lives: it reads the clock that it hands to the hub's core as an argument."""
+LIVE = ("hub.service", "hub.server", "hub.dial", "hub.join", "transport.paced")
+"""What lives: it reads the clock that it hands to the hub's core as an argument, or waits by it."""
 CORE = [
     path for path in files() if room_of(module_of(path)) != "cli" and module_of(path) not in LIVE
 ]
