@@ -18,6 +18,8 @@ ROOMS = (
     ("exchange",),
     ("stats", "round", "lean"),
     ("checkpoint", "parameters", "shell", "presets", "simulate"),
+    ("virtual",),
+    ("plan",),
     ("hub",),
     ("names",),
     ("door",),

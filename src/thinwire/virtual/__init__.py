@@ -1,0 +1,21 @@
+"""Virtual time: the same rounds over modelled links, by 1 to 10,000 workers of one process."""
+
+from thinwire.virtual.compute import Compute
+from thinwire.virtual.engine import Busy, Program, VirtualTime
+from thinwire.virtual.programs import speaks, trains
+from thinwire.virtual.sizes import Sizes
+from thinwire.virtual.talks import Place, sized_round
+from thinwire.virtual.timeline import Timeline
+
+__all__ = [
+    "Busy",
+    "Compute",
+    "Place",
+    "Program",
+    "Sizes",
+    "Timeline",
+    "VirtualTime",
+    "sized_round",
+    "speaks",
+    "trains",
+]
