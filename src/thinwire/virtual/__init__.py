@@ -2,7 +2,9 @@
 
 from thinwire.virtual.compute import Compute
 from thinwire.virtual.engine import Busy, Program, VirtualTime
+from thinwire.virtual.fast import Spoken, speak_fast
 from thinwire.virtual.programs import speaks, trains
+from thinwire.virtual.run import Method, run_sizes, run_training
 from thinwire.virtual.sizes import Sizes
 from thinwire.virtual.talks import Place, sized_round
 from thinwire.virtual.timeline import Timeline
@@ -10,12 +12,17 @@ from thinwire.virtual.timeline import Timeline
 __all__ = [
     "Busy",
     "Compute",
+    "Method",
     "Place",
     "Program",
     "Sizes",
+    "Spoken",
     "Timeline",
     "VirtualTime",
+    "run_sizes",
+    "run_training",
     "sized_round",
+    "speak_fast",
     "speaks",
     "trains",
 ]

@@ -30,12 +30,15 @@ def trains(
     Args:
         worker: on a `Seat`.
         closure: is told a step's number, and makes its gradients.
-        rounds: after so many it is done.
+        rounds: after so many it is done; where workers speak at gaps of their own, after as many
+            of the longest.
         compute: how long a step takes.
         on_round: is told of each round.
     """
     rank, step = worker.place[0], 0
-    while worker.round < rounds:
+    # All must take the same number of steps where a master reads from them who speaks when.
+    steps = rounds * H_at(worker.H, 0) if worker.exchange.pace == "own" else None
+    while worker.round < rounds if steps is None else step < steps:
         yield Busy(compute.seconds(rank, step))
         closure(step)
         step, before = step + 1, worker.round
