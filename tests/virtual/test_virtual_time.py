@@ -161,11 +161,11 @@ def cluster(preset, N, seed=0):
     for rank in range(N):
         torch.manual_seed(0)
         net = torch.nn.Linear(20, 6)
-        inner = torch.optim.SGD(net.parameters(), lr=0.1)
+        inner = torch.optim.SGD(net.parameters(), lr=1e-3)
         worker = tw.LocalSGD(net, inner, group=tw.Seat(rank, N), seed=seed, **preset)
 
         def closure(step, net=net, rank=rank):
-            x = torch.linspace(-1, 1 + rank + step, 20)
+            x = torch.linspace(-1, 1 + rank + step % 3, 20)
             net.zero_grad()
             net(x).square().sum().backward()
 
