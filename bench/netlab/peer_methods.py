@@ -67,6 +67,23 @@ def torchft(model: nn.Module, said: dict[str, Any]) -> Made:
     from torchft.manager import Manager
     from torchft.process_group import ProcessGroupGloo
 
+    class OnInterface(ProcessGroupGloo):  # type: ignore[misc]
+        """Theirs listens where the host's name leads, which is loopback in a namespace."""
+
+        def _create_pg(self, store: Any, rank: int, world_size: int) -> Any:
+            gloo = dist.ProcessGroupGloo
+            options = gloo._Options()
+            options._timeout = self._timeout
+            options._devices = [gloo.create_device(interface=os.environ["GLOO_SOCKET_IFNAME"])]
+            group = dist.ProcessGroup(store, rank, world_size)
+            group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
+            backend = gloo(store, rank, world_size, options)
+            backend._set_sequence_number_for_group()
+            group._register_backend(
+                torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, backend
+            )
+            return group
+
     rank, N, master = dist.get_rank(), dist.get_world_size(), os.environ["MASTER_ADDR"]
     own = f"{master.rpartition('.')[0]}.{rank + 1}" if "NETLAB_REPORT" in os.environ else master
     house = None
@@ -78,7 +95,7 @@ def torchft(model: nn.Module, said: dict[str, Any]) -> Made:
     store = dist.TCPStore(own, 0, is_master=True, wait_for_workers=False)
     long = timedelta(seconds=300)
     manager = Manager(
-        pg=ProcessGroupGloo(timeout=long),
+        pg=OnInterface(timeout=long),
         load_state_dict=model.load_state_dict,
         state_dict=model.state_dict,
         min_replica_size=N,
