@@ -32,7 +32,7 @@ from mnist_convex import (
 )
 from published import publish_goals, ran_on
 
-from thinwire.cli.mnist import Setting
+from thinwire.cli.mnist_setting import Setting
 
 GAPS = (8, 32)
 SCHEMES = [

@@ -26,7 +26,8 @@ import torch
 from published import publish_goals, ran_on
 
 from thinwire.cli.idx import load_mnist
-from thinwire.cli.mnist import D, Setting, train
+from thinwire.cli.mnist import train
+from thinwire.cli.mnist_setting import D, Setting
 
 SEEDS = range(5)
 STEP_SIZES = (0.3, 0.75, 1.0, 1.5)

@@ -39,7 +39,8 @@ from thinwire.cli.idx import Digits, load_mnist
 from thinwire.compress import QSGD
 from thinwire.errors import NonFiniteError
 from thinwire.exchange import DPSGD, Exchange, Gossip, Ring
-from thinwire.shell import LocalSGD, Seat
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
 from thinwire.topology import Hypercube, RingGraph, Topology, Torus
 

@@ -8,6 +8,7 @@ ThinwireError
     RoundTimeout            a round waited longer than it may
   NonFiniteError            a NaN or an infinity, with rank, round and tensor
   DivergedError             replicas that must agree do not
+  SnapshotError             a snapshot could not be written, or none can be read
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class RoundTimeout(TransportError):
         self.why = why
         super().__init__(
             f"waited too long for rank {rank}: {why}. If it is only slow, give the process group "
-            "a longer timeout"
+            "a longer timeout, or Watch(deadline=Deadline(hard=...)) a longer one where you set it"
         )
 
 
@@ -82,4 +83,26 @@ class NonFiniteError(ThinwireError):
 
 
 class DivergedError(ThinwireError):
-    """Replicas that must hold the same bits do not."""
+    """Replicas that must hold the same bits do not; raised on every rank alike.
+
+    Args:
+        ranks: those that differ from most; where there is no majority, all that hold it.
+        tensor: the first in which they do.
+        round: rounds done when they were compared.
+    """
+
+    def __init__(self, ranks: list[int], tensor: str, round: int) -> None:
+        self.ranks = ranks
+        self.tensor = tensor
+        self.round = round
+        whose = f"rank {ranks[0]} differs" if len(ranks) == 1 else f"ranks {ranks} differ"
+        super().__init__(
+            f"after {round} rounds {whose} from the rest or from each other, first in {tensor}. "
+            "Replicas that must hold the same bits have parted: resume all ranks from the last "
+            "snapshot, and look at what writes to the parameters between rounds, and at that "
+            "machine's memory"
+        )
+
+
+class SnapshotError(ThinwireError):
+    """A snapshot could not be written, or there is none that can be read."""

@@ -19,6 +19,7 @@ from thinwire.errors import (
     NonFiniteError,
     PeerLost,
     RoundTimeout,
+    SnapshotError,
     ThinwireError,
     TransportError,
 )
@@ -66,9 +67,12 @@ from thinwire.presets import (
     topk_sgd,
     vanilla,
 )
+from thinwire.report import RoundReport
 from thinwire.schedule import RandomGaps
-from thinwire.shell import LocalSGD, RoundReport, Seat
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
+from thinwire.snapshots import Draws, Resumed, Snapshots
 from thinwire.topology import (
     Complete,
     Exponential,
@@ -81,8 +85,10 @@ from thinwire.topology import (
     Topology,
     Torus,
 )
+from thinwire.transport.gang import init_process_group
 from thinwire.transport.paced import Paced
 from thinwire.version import __version__
+from thinwire.watch import Deadline, Watch
 
 __all__ = [
     "DPSGD",
@@ -97,9 +103,11 @@ __all__ = [
     "Complete",
     "Compressor",
     "ConfigError",
+    "Deadline",
     "DeepSqueeze",
     "DelayedNesterov",
     "DivergedError",
+    "Draws",
     "EdgeGossip",
     "Exact",
     "Exchange",
@@ -131,6 +139,7 @@ __all__ = [
     "RandK",
     "RandomGaps",
     "RandomMatching",
+    "Resumed",
     "Ring",
     "RingGraph",
     "Rotated",
@@ -139,6 +148,8 @@ __all__ = [
     "Seat",
     "Server",
     "Sign",
+    "SnapshotError",
+    "Snapshots",
     "Staleness",
     "Star",
     "Stream",
@@ -149,11 +160,13 @@ __all__ = [
     "Torus",
     "TransportError",
     "TwoLevel",
+    "Watch",
     "__version__",
     "choco_sgd",
     "d_psgd",
     "deep_squeeze",
     "ef_sign_sgd",
+    "init_process_group",
     "join",
     "local_sgd",
     "marsit",

@@ -5,75 +5,43 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from thinwire import checkpoint, flat, host, kernels, parameters
 from thinwire.compress import Compressor, Identity
-from thinwire.errors import ConfigError
+from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
-from thinwire.exchange.agree import agree, broadcast, hello
+from thinwire.exchange.agree import HELLO_BOUND, SHORT, Said, agree, broadcast, decide, hello
+from thinwire.exchange.compare import compare
 from thinwire.exchange.driver import drive
+from thinwire.exchange.without import Without
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.lean import fits, lean_round
 from thinwire.outer import Adopt, Average, Outer
 from thinwire.parameters import Buffers, Given
+from thinwire.refused import Refused, check_policy
+from thinwire.report import RoundReport
 from thinwire.round import RoundState, one_round
 from thinwire.schedule import H_at, HSchedule, RandomGaps, check_schedule, schedule_json
+from thinwire.seat import Group, place_of, transport_of
 from thinwire.stats import Stats
-from thinwire.transport import Alone, Answer, Ask, DistributedTransport, Paced, Transport
+from thinwire.transport import Answer, Ask, Transport
+from thinwire.transport.watchdog import Watchdog
 from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
-from thinwire.wire.frame import BUFFER_PART, HEADER, length
+from thinwire.watch import Deadline, Watch
+from thinwire.wire.frame import BUFFER_PART, WATCH_PART, Address
 
 LOG = logging.getLogger("thinwire")
 Closure = Callable[[], Any]
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A place in a group of one process: rank and N, with no wire; `LockStep` runs them all.
-
-    Args:
-        rank: this worker.
-        N: workers in all.
-    """
-
-    rank: int
-    N: int
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What one round did, as its worker saw it.
-
-    Args:
-        round: its number, from 0.
-        local_steps: H of that round.
-        uplink: framed bytes of this worker's message.
-        sent: bytes that left for other ranks.
-        received: bytes that came from other ranks.
-        residual_cleared: whether the residual was dropped before it, at a learning-rate drop.
-        lost: frames that this worker waited for and that never came.
-        repaired: whether a dense round of its neighbourhood made good what it had missed before.
-        repair_bytes: bytes of such rounds, its own and its neighbours', sent and received.
-    """
-
-    round: int
-    local_steps: int
-    uplink: int
-    sent: int
-    received: int
-    residual_cleared: bool
-    lost: int = 0
-    repaired: bool = False
-    repair_bytes: int = 0
 
 
 class LocalSGD(torch.optim.Optimizer):
@@ -104,6 +72,8 @@ class LocalSGD(torch.optim.Optimizer):
         clear_residual_at_drop: clears the residual when the learning rate has fallen to at most
             this fraction of what it was at the last round; None for never. The paper's ImageNet
             runs clear it at their drops by ten; 0.5 does that.
+        watch: what becomes of a round that is not finite, how often replicas are compared, and
+            when a round is late.
         due: is asked after each local step, with their number, whether to end the round before H
             steps are done; only where a worker waits for no other (`Hub`).
         on_round: is called with a `RoundReport` after each round.
@@ -139,10 +109,11 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: Compressor | None = None,
         exchange: Exchange | None = None,
         outer: Outer | None = None,
-        group: dist.ProcessGroup | Seat | Paced | Transport | None = None,
+        group: Group = None,
         seed: int = 0,
         buffers: Buffers = "local",
         clear_residual_at_drop: float | None = None,
+        watch: Watch | None = None,
         due: Callable[[int], bool] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
@@ -155,14 +126,18 @@ class LocalSGD(torch.optim.Optimizer):
         self.seed = seed
         self.buffers = buffers
         self.clear_residual_at_drop = clear_residual_at_drop
+        self.watch = Watch() if watch is None else watch
         self.due = due
         self.on_round = on_round
         self.stats = Stats()
         self._state: RoundState
         self._frozen_groups = False
-        self._transport = _transport(group)
-        self._rank, self._N = _place(group, self._transport)
-        self._local = 0
+        deadline = self.watch.deadline if isinstance(self.watch, Watch) else Deadline()
+        self._transport = transport_of(group, deadline.hard)
+        self._rank, self._N = place_of(group, self._transport)
+        self._local = self._refused = 0
+        awaited = partial(getattr, self._transport, "awaited", None)
+        self._watchdog = Watchdog(self._rank, deadline, awaited)
         problem = None
         try:
             self._prepare(model_or_params)
@@ -223,7 +198,9 @@ class LocalSGD(torch.optim.Optimizer):
         if self._problem is not None:
             own: dict[str, Any] = {"problem": str(self._problem)}
         else:
-            own = hello(__version__, self._settings, self._described, self._state.anchor)
+            # What is watched may change from one start to the next, but not from rank to rank.
+            settings = {**self._settings, "watch": self.watch.to_json()}
+            own = hello(__version__, settings, self._described, self._state.anchor)
         self._run, equal = yield from agree(own, self._rank, self._N)
         if not equal:
             start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
@@ -241,11 +218,11 @@ class LocalSGD(torch.optim.Optimizer):
             FrameError: a frame was truncated, altered, foreign or stale.
             PeerLost, RoundTimeout: a rank is gone or silent.
         """
-        return self._drive(self.steps(closure))
+        return self.drive(self.steps(closure))
 
     def sync(self) -> None:
         """Runs a round now, however few local steps are done; every rank must call it."""
-        self._drive(self.sync_talk())
+        self.drive(self.sync_talk())
 
     def steps(self, closure: Closure | None = None) -> Generator[Ask, Answer, Any]:
         """The same as `step`, as a talk for whoever drives it."""
@@ -269,6 +246,48 @@ class LocalSGD(torch.optim.Optimizer):
     def settings(self) -> dict[str, Any]:
         """Returns everything the ranks must agree on, as plain data."""
         return self._settings
+
+    def tensors(self) -> list[list[str]]:
+        """Returns name, shape, dtype and part of each tensor that the ranks agree on."""
+        return self._described
+
+    def drive(self, talk: Generator[Ask, Answer, R]) -> R:
+        """Runs a talk of this worker over its transport and returns what it returns.
+
+        Raises:
+            ConfigError: it sits on a `Seat`; its `LockStep` runs its talks.
+        """
+        if self._transport is None:
+            talk.close()
+            raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
+        return drive(talk, self._transport, self.stats)
+
+    def consult(
+        self, own: Said, judge: Callable[[list[Said]], Said], when: int, long: bool = False
+    ) -> Generator[Ask, Answer, Said]:
+        """As a talk between rounds: says this to rank 0, returns what it makes of what all said.
+
+        Args:
+            own: what this worker says, as JSON of at most 4 KB.
+            judge: rank 0's; see `thinwire.exchange.agree.decide`.
+            when: a number that all ranks give alike.
+            long: lets it be 64 MB.
+        """
+        at = Address(self._run, when, self._rank, WATCH_PART)
+        return (yield from decide(own, judge, at, self._N, HELLO_BOUND if long else SHORT))
+
+    def compare_talk(self) -> Generator[Ask, Answer, None]:
+        """As a talk: raises a DivergedError unless the replicas that must agree do."""
+        if self._N < 2 or self.exchange.pace != "common":
+            return
+        state, here = self._state, self._here()
+        alike = self.exchange.alike(state.anchor, state.mem, here)
+        if self.exchange.replicates:
+            alike |= {f"{name} of the outer step": v for name, v in state.outer.items()}
+        held = {name: (tensor, self.spans) for name, tensor in alike.items()}
+        if self._buffers:
+            held["shared buffers"] = (flat.read(self._buffers), self._buffer_spans)
+        yield from compare(held, here)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all this rank needs to go on in the same bits: each rank saves its own.
@@ -297,6 +316,11 @@ class LocalSGD(torch.optim.Optimizer):
         self.inner.load_state_dict(copy.deepcopy(state_dict["inner"]))
         self._adopt_inner()
         self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
+
+    def write_anchor(self) -> None:
+        """Puts the parameters where the round began, if no local step was done since."""
+        if self._local == 0:
+            flat.write(self._state.anchor, self._params)
 
     def begin_at(self, round: int, mem: Memory) -> None:
         """Goes on in that round, these memories in place of their first values.
@@ -360,6 +384,8 @@ class LocalSGD(torch.optim.Optimizer):
             raise ConfigError(
                 f"{self.exchange!r} needs all workers at agreed steps; due= is for exchange=Hub()"
             )
+        of_kind(self, "watch", self.watch, Watch)
+        check_policy(self.watch, self.exchange)
         named = parameters.named_parameters(model_or_params)
         shared = parameters.named_buffers(model_or_params, self.buffers)
         parameters.check_same(named, self.inner)
@@ -404,38 +430,63 @@ class LocalSGD(torch.optim.Optimizer):
 
     def sync_talk(self, called: bool = True) -> Generator[Ask, Answer, None]:
         """The same as `sync`, as a talk for whoever drives it."""
+        alone = self._transport is None or self._N < 2
+        with nullcontext() if alone else self._watchdog.over(self.round):
+            report = yield from self._one_round(called)
+        report.log(self._rank)
+        if self.on_round is not None:
+            self.on_round(report)
+        if self.watch.compare and self.round % self.watch.compare == 0:
+            yield from self.compare_talk()
+
+    def _one_round(self, called: bool) -> Generator[Ask, Answer, RoundReport]:
         before = self._counted()
         began, cleared, lr = self._cleared_at_drop()
-        shared = yield from self._shared_buffers()
-        if self._lean:
-            state = yield from lean_round(
-                began, self._params, self.exchange, self.outer, self._here()
-            )
-        else:
-            state = yield from self._dense_round(began, called)
+        dropped: tuple[int, ...] = ()
+        shared, skipped = None, False
+        try:
+            shared = yield from self._shared_buffers()
+            state = yield from self._round(began, called)
+            self._refused = 0
+        except NonFiniteError as error:
+            self._refused += 1
+            hold = None if shared is None else partial(self._without, began, called)
+            refused = Refused(error, began, self._refused, self._here(), hold)
+            state, dropped = yield from refused.go_on(self.watch, self.inner, self._params)
             flat.write(state.anchor, self._params)
-        flat.write(shared, self._buffers)
+            skipped = not dropped
+        if shared is not None:
+            flat.write(shared, self._buffers)
         local_steps, round = self._local, began.round
         self._state, self._local, self._lr = state, 0, lr
         uplink, sent, received, lost, repairs, mended = (
             b - a for a, b in zip(before, self._counted(), strict=True)
         )
-        where = f"rank {self._rank}, round {round}"
-        if lost:
-            LOG.warning("%s: %d frames never came; it will ask for replicas", where, lost)
-        if repairs:
-            LOG.warning("%s: repaired by one dense round of its neighbourhood", where)
-        if self.on_round is not None:
-            self.on_round(
-                RoundReport(
-                    round, local_steps, uplink, sent, received, cleared, lost, repairs > 0, mended
-                )
+        return RoundReport(
+            round, local_steps, uplink, sent, received, cleared, lost, repairs > 0, mended, skipped,
+            dropped,
+        )  # fmt: skip
+
+    def _round(self, began: RoundState, called: bool) -> Generator[Ask, Answer, RoundState]:
+        if self._lean:
+            return (
+                yield from lean_round(began, self._params, self.exchange, self.outer, self._here())
             )
+        state = yield from self._dense_round(began, self.exchange, called)
+        flat.write(state.anchor, self._params)
+        return state
+
+    def _without(
+        self, began: RoundState, called: bool, ranks: tuple[int, ...]
+    ) -> Generator[Ask, Answer, RoundState]:
+        return (yield from self._dense_round(began, Without(self.exchange, ranks), called))
 
     def _counted(self) -> tuple[int, ...]:
         return *self.stats.totals(), *self.stats.mended()
 
-    def _dense_round(self, began: RoundState, called: bool) -> Generator[Ask, Answer, RoundState]:
+    def _dense_round(
+        self, began: RoundState, exchange: Exchange, called: bool
+    ) -> Generator[Ask, Answer, RoundState]:
         anchor = began.anchor
         params = flat.read(self._params, device=self._device)
         held = flat.as_held(anchor, self._params)
@@ -444,7 +495,7 @@ class LocalSGD(torch.optim.Optimizer):
             # progress, so it must not be said.
             params = anchor - (held - params)
         here = replace(self._here(), called=called)
-        state = yield from one_round(began, params, self.exchange, self.outer, here)
+        state = yield from one_round(began, params, exchange, self.outer, here)
         return state
 
     @property
@@ -489,31 +540,6 @@ class LocalSGD(torch.optim.Optimizer):
                     p.grad.div_(scale.to(p.grad.device))
         return self.inner.step() if closure is None else self.inner.step(closure)
 
-    def _drive(self, talk: Generator[Ask, Answer, R]) -> R:
-        if self._transport is None:
-            talk.close()
-            raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
-        return drive(talk, self._transport, self.stats)
-
     def _adopt_inner(self) -> None:
         self.param_groups = self.inner.param_groups
         self.state = self.inner.state
-
-
-def _transport(group: dist.ProcessGroup | Seat | Paced | Transport | None) -> Transport | None:
-    if isinstance(group, Seat):
-        return None
-    if isinstance(group, Paced):
-        return group.over(HEADER, length)
-    if isinstance(group, Transport):
-        return group
-    if group is None and not (dist.is_available() and dist.is_initialized()):
-        return Alone()
-    return DistributedTransport(group, HEADER, length)
-
-
-def _place(group: object, transport: Transport | None) -> tuple[int, int]:
-    if isinstance(group, Seat):
-        return group.rank, group.N
-    assert transport is not None
-    return transport.rank, transport.size

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
 
 from thinwire.errors import ConfigError
 from thinwire.exchange.driver import lockstep
 from thinwire.shell import LocalSGD
+from thinwire.transport import Answer, Ask
+
+R = TypeVar("R")
 
 
 class LockStep:
@@ -43,14 +46,18 @@ class LockStep:
                 f"these sit on {seats}"
             )
         self._observers = [worker.stats for worker in self.workers]
-        lockstep([worker.join() for worker in self.workers], self._observers)
+        self.run([worker.join() for worker in self.workers])
 
     def step(self, closures: Sequence[Callable[[], Any]] | None = None) -> list[Any]:
         """Steps every worker once, and runs the round when it is due; returns their losses."""
         each = [None] * len(self.workers) if closures is None else closures
         talks = [w.steps(closure) for w, closure in zip(self.workers, each, strict=True)]
-        return lockstep(talks, self._observers)
+        return self.run(talks)
 
     def sync(self) -> None:
         """Runs a round now, however few local steps are done."""
-        lockstep([worker.sync_talk() for worker in self.workers], self._observers)
+        self.run([worker.sync_talk() for worker in self.workers])
+
+    def run(self, talks: Sequence[Generator[Ask, Answer, R]]) -> list[R]:
+        """Runs one talk of each worker, in rank order, and returns what they return."""
+        return lockstep(talks, self._observers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 from typing import Any
 
 from thinwire.transport.base import Answer, Ask, Reduce, Turn
@@ -70,6 +71,14 @@ class Stats:
     def mended(self) -> tuple[int, int, int]:
         """Returns (frames lost, repairs, bytes of repairs sent and received) so far."""
         return self.lost, self.repairs, self.sent[REPAIR] + self.received[REPAIR]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all counts, so that a run that is taken up again counts on."""
+        return {name: copy(value) for name, value in vars(self).items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up such counts."""
+        vars(self).update({name: copy(state[name]) for name in vars(self)})
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the totals as plain data."""

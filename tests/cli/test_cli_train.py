@@ -14,7 +14,8 @@ from torch import Tensor
 import thinwire as tw
 from thinwire.cli import main
 from thinwire.cli.idx import FILES, load_mnist, read_idx
-from thinwire.cli.mnist import Setting, train
+from thinwire.cli.mnist import train
+from thinwire.cli.mnist_setting import Setting
 
 KEYS = {"preset", "steps", "rounds", "framed_bytes", "fixed_width_bits", "test_error", "seconds"}
 
@@ -137,3 +138,26 @@ def test_missing_and_broken_files_are_one_sentence(
 def test_wrong_options_are_one_sentence(folder: Path, options, says: str, capsys) -> None:
     assert run("train", "mnist", "--data", folder, *options) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_run_with_snapshots_goes_on_where_it_was_and_counts_on(folder, tmp_path) -> None:
+    def trained(max_steps: int, where: str | None) -> dict:
+        setting = Setting(H=2, workers=3, max_steps=max_steps, target_error=0.0)
+        kept = None if where is None else tmp_path / where
+        return train(setting, load_mnist(folder), snapshots=kept, every=4)
+
+    calm = trained(40, None)
+    trained(23, "kept")
+    again = trained(40, "kept")
+    # What the ranks tell each other about snapshots is sent, too, and counted.
+    assert again.pop("sent_bytes") > calm.pop("sent_bytes")
+    assert {**again, "seconds": 0} == {**calm, "seconds": 0}
+
+
+def test_other_settings_of_the_program_are_refused_too(folder, tmp_path, capsys) -> None:
+    given = ("train", "mnist", "--data", folder, "--workers", 2, "--snapshots", tmp_path / "kept")
+    given += ("--every", 1, "--target-error", 0, "--log", tmp_path / "log")
+    assert run(*given, "--max-steps", 16) == 0
+    assert run(*given, "--max-steps", 16, "--batch", 4) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the snapshot is of a run with batch 8, this one has 4" in said

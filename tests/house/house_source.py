@@ -10,17 +10,17 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version", "host", "units"),
+    ("errors", "value", "keys", "version", "host", "files", "units"),
     ("link",),
-    ("flat", "kernels", "topology", "transport", "outer", "schedule"),
+    ("flat", "kernels", "topology", "transport", "outer", "schedule", "watch"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("stats", "round", "lean"),
-    ("checkpoint", "parameters", "shell", "presets", "simulate"),
+    ("stats", "round", "lean", "refused"),
+    ("checkpoint", "parameters", "report", "seat", "shell", "presets", "simulate"),
     ("virtual",),
     ("plan",),
-    ("hub",),
+    ("hub", "snapshots"),
     ("names",),
     ("door",),
     ("cli",),

@@ -21,8 +21,12 @@ from house_source import (
 )
 
 IDS = [str(path.relative_to(SRC)) for path in files()]
-LIVE = ("hub.service", "hub.server", "hub.dial", "hub.join", "transport.paced")
-"""What lives: it reads the clock that it hands to the hub's core as an argument, or waits by it."""
+LIVE = (
+    "hub.service", "hub.server", "hub.dial", "hub.join", "snapshots.draws", "transport.gang",
+    "transport.watchdog", "transport.distributed", "transport.paced",
+)  # fmt: skip
+"""What lives: it reads the clock that it hands to the hub's core as an argument, or keeps the
+program's own draws."""
 CORE = [
     path for path in files() if room_of(module_of(path)) != "cli" and module_of(path) not in LIVE
 ]

@@ -116,7 +116,7 @@ def _compile_all() -> dict[str, str]:
         gpu.pack(gpu.unpack(packed, n, width), width)
         gpu.largest_code(packed, n, width)
         gpu.quantize_levels(v, starts, ones, ones, levels, key)
-    gpu.signs(v)
+    gpu.signs(v, starts)
     gpu.hadamard(gpu.hadamard(v, starts, padded, key, False), starts, padded, key, True)
     gpu.accumulate(v, None, v, 1.0)
     gpu.accumulate(v, index, v, 1.0)

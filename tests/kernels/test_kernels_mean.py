@@ -233,7 +233,7 @@ def test_fit_of_codes_that_are_all_zero_is_zero(table: Kernels) -> None:
 
 
 def test_signs_call_both_zeros_positive(table: Kernels) -> None:
-    packed = table.signs(torch.tensor([0.0, -0.0, 1e-45, -1e-45]))
+    packed, _ = table.signs(torch.tensor([0.0, -0.0, 1e-45, -1e-45]), torch.tensor([0, 4]))
     assert table.unpack(packed, 4, 1).tolist() == [1, 1, 1, 0]
 
 

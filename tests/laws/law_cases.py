@@ -13,6 +13,7 @@ import thinwire as tw
 from thinwire import QSGD, Identity, Key, Levels, RandK, Rotated, Sign, Ternary, TopK, TwoLevel
 from thinwire.compress import Chain, Compressor
 from thinwire.compress.halves import Everything, Float32
+from thinwire.exchange.without import Without
 from thinwire.flat import Spans
 from thinwire.value import Value
 
@@ -156,18 +157,25 @@ OTHER_SETTINGS: tuple[Value, ...] = (
     tw.Feedback(decay=0.9, permit="any"),
     tw.NoFeedback(),
     tw.NoFeedback(permit="biased"),
+    tw.Deadline(),
+    tw.Deadline(deviations=3, hard=60.0),
+    tw.Watch(),
+    tw.Watch(nonfinite="drop", deadline=tw.Deadline(least=1)),
 )
 
 HUB_OUTERS: tuple[tw.Outer, ...] = (tw.Adopt(), tw.DelayedNesterov(every=3))
 """Outer steps that are no torch optimizer's."""
 
+WITHOUT = Without(tw.Server(), (0, 2))
+"""A round of another exchange, no exchange of its own."""
+
 SETTINGS: tuple[Value, ...] = (
-    *COMPRESSORS, *EXCHANGES, *PEERS, *OUTERS, *HUB_OUTERS, *OTHER_SETTINGS,
+    *COMPRESSORS, *EXCHANGES, *PEERS, WITHOUT, *OUTERS, *HUB_OUTERS, *OTHER_SETTINGS,
 )  # fmt: skip
 
 NAMES = {
     **{name: getattr(tw, name) for name in tw.__all__},
-    **{c.__name__: c for c in (Chain, Everything, Float32)},
+    **{c.__name__: c for c in (Chain, Everything, Float32, Without)},
 }
 """What a repr may name: the public door, and the halves it completes a lone half with."""
 

@@ -15,6 +15,7 @@ from laws.law_cases import (
     OUTERS,
     PEERS,
     SETTINGS,
+    WITHOUT,
     concrete,
 )
 
@@ -29,7 +30,7 @@ settings = pytest.mark.parametrize("setting", SETTINGS, ids=repr)
     ("base", "listed"),
     [
         (Compressor, COMPRESSORS),
-        (tw.Exchange, (*EXCHANGES, *PEERS)),
+        (tw.Exchange, (*EXCHANGES, *PEERS, WITHOUT)),
         (tw.Outer, (*OUTERS, tw.Adopt())),
         (Value, SETTINGS),
     ],

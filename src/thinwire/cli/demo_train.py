@@ -22,7 +22,8 @@ from thinwire.cli.worker import Say
 from thinwire.exchange import Server
 from thinwire.kernels import cpu
 from thinwire.link import Link
-from thinwire.shell import LocalSGD, Seat
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
 from thinwire.stats import DOWN, UP
 from thinwire.transport import Paced

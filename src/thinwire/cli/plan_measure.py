@@ -19,7 +19,8 @@ from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.link import Link
 from thinwire.plan import Coding, Job, options
-from thinwire.shell import LocalSGD, Seat
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
 from thinwire.transport import DistributedTransport, Post, Take, Turn
 from thinwire.virtual.sizes import normal

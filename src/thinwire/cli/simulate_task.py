@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from thinwire.link import Link
 from thinwire.presets import Preset
-from thinwire.shell import LocalSGD, Seat
+from thinwire.seat import Seat
+from thinwire.shell import LocalSGD
 from thinwire.virtual import Compute, Spoken, Timeline, run_training
 
 INPUTS, CLASSES = 784, 10

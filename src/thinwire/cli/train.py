@@ -46,6 +46,10 @@ def mnist(
     seed: Annotated[int, typer.Option(help="Of shards, batches and operators.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the result here as data.")] = None,
     log: Annotated[Path | None, typer.Option(help="Write the run's JSON lines here.")] = None,
+    snapshots: Annotated[
+        str | None, typer.Option(help="Keep snapshots in this folder, and go on from the newest.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Rounds from one snapshot to the next.")] = 50,
 ) -> None:
     """Softmax regression in the paper's convex setting, to a target test error.
 
@@ -57,14 +61,16 @@ def mnist(
 
     from thinwire.cli import mnist as program
     from thinwire.cli.idx import load_mnist
+    from thinwire.cli.mnist_setting import Setting, usual_H
     from thinwire.cli.output import RunLog, bars, check_writable, document, size, write_json
+    from thinwire.transport.gang import init_process_group
 
     check_writable(json)
     gang = "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
     torch.set_num_threads(1)
-    setting = program.Setting(
+    setting = Setting(
         preset=preset,
-        H=program.usual_H(preset) if H is None else H,
+        H=usual_H(preset) if H is None else H,
         k=k,
         step_size=step_size,
         step_decay=step_decay,
@@ -77,9 +83,9 @@ def mnist(
     )
     digits = load_mnist(data)
     if gang:
-        dist.init_process_group("gloo")
+        init_process_group("gloo")
     if gang and dist.get_rank() > 0:
-        program.train(setting, digits)
+        program.train(setting, digits, snapshots=snapshots, every=every)
         dist.destroy_process_group()
         return
     name = f"{preset} H={setting.H}"
@@ -93,7 +99,7 @@ def mnist(
             note = f"step {p.step}, error {p.test_error:.4f}, {size(p.framed_bytes)} up"
             drawn.advance(name, note)
 
-        result = program.train(setting, digits, tell)
+        result = program.train(setting, digits, tell, snapshots, every)
         lines.write("result", **result)
         outcome = "reached" if result["reached"] else "not reached"
         drawn.finish(name, f"target {setting.target_error:g} {outcome}")
@@ -106,6 +112,8 @@ def mnist(
         f"{result['steps']} steps, {result['rounds']} rounds; uplink of {setting.workers} workers "
         f"{size(result['framed_bytes'])} framed{fixed}; {result['seconds']:.1f} s"
     )
+    if result["stopped"]:
+        typer.echo(f"Told to stop: the same command goes on from {snapshots}.")
     for note in notes:
         typer.echo(f"{note}.")
     typer.echo(f"log: {lines.file}")

@@ -96,11 +96,7 @@ class Compressor(Value, ABC):
             spans: the tensors, or d for one plain vector.
         """
         at = self.layout(spans if isinstance(spans, Spans) else Spans.of(spans))
-        index = (
-            kernels.index_bytes_bound(at.counts, at.groups, at.domains)
-            if self.sparsifier.says_index
-            else 0
-        )
+        index = at.index_bytes if self.sparsifier.says_index else 0
         return index + 4 * self.quantizer.scales * at.n_blocks + self._code_bytes(at)
 
     def fixed_width_bits(self, spans: Spans | int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from thinwire import host
+from thinwire import host, kernels
 from thinwire.flat import Spans, starts_of
 
 Scope = Literal["tensor", "chunk", "global"]
@@ -60,6 +61,11 @@ class Layout:
     def n_codes(self) -> int:
         """Codes that are said."""
         return int(self.codes[-1])
+
+    @cached_property
+    def index_bytes(self) -> int:
+        """The most bytes that say which entries are kept."""
+        return kernels.index_bytes_bound(self.counts, self.groups, self.domains)
 
     def per_block(self, fact: Callable[[int], float]) -> Tensor:
         """Returns a fact of each block's length, (B,) float32."""

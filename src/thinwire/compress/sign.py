@@ -52,9 +52,9 @@ class Sign(Quantizer):
 
     def encode(self, v: Tensor, at: Layout, key: Key) -> Codes:
         table = kernels.active(v.device)
-        sums = table.norms(v, at.blocks, "l1")
+        packed, sums = table.signs(v, at.blocks)
         units = sums / at.blocks.diff().clamp(min=1)
-        return Codes(table.signs(v), at.kept, self.width, units.unsqueeze(1))
+        return Codes(packed, at.kept, self.width, units.unsqueeze(1))
 
     def steps(self, codes: Codes, at: Layout) -> Steps:
         units = codes.scales[:, 0].double()

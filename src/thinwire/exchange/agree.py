@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,11 @@ from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import Reader, as_bytes
 from thinwire.wire.frame import HEADER, Address, Kind, seal, unseal
 
+Said = dict[str, Any]
+"""What a worker says to rank 0, or hears from it, as JSON."""
 ROOT = 0
+SHORT = 1 << 12
+"""The most bytes of a word between rounds."""
 HELLO_BOUND = 1 << 26
 """A hello names every tensor; this allows about half a million of them."""
 
@@ -53,22 +58,52 @@ def agree(own: dict[str, Any], rank: int, N: int) -> Generator[Ask, Answer, tupl
 
     Price: 2 steps; each worker sends one hello and hears one verdict.
     """
-    said = seal(Kind.HELLO, Address(0, 0, rank), json.dumps(own).encode())
-    if rank == ROOT:
-        others = range(1, N)
-        frames = yield from turn((), tuple(Take(other, HELLO_BOUND) for other in others))
-        # Its own hello is read back, too: JSON knows no tuple, and would tell it from a list.
-        verdict = judge([_read(frame, other) for other, frame in enumerate([said, *frames])])
-        answer = seal(Kind.VERDICT, Address(0, 0, ROOT), json.dumps(verdict).encode())
-        yield from turn(tuple(Post(other, answer, HELLO_BOUND) for other in others))
-    else:
-        yield from turn((Post(ROOT, said, HELLO_BOUND),))
-        frames = yield from turn(takes=(Take(ROOT, HELLO_BOUND),))
-        _, body = unseal(frames[0], Address(0, 0, ROOT), Kind.VERDICT)
-        verdict = _verdict(body)
+    verdict = yield from decide(own, _judged, Address(0, 0, rank), N, HELLO_BOUND)
+    if not _is_sound(verdict):
+        raise FrameError(f"frame from rank {ROOT}, before round 0: its verdict cannot be read")
     if verdict["error"] is not None:
         raise ConfigError(verdict["error"])
     return verdict["run"], verdict["equal"]
+
+
+def decide(
+    own: Said, judge: Callable[[list[Said]], Said], at: Address, N: int, bound: int = SHORT
+) -> Generator[Ask, Answer, Said]:
+    """Says this to rank 0, and returns what rank 0 makes of what all said: the same on every rank.
+
+    Args:
+        own: what this worker says, as JSON.
+        judge: rank 0's; is handed what each rank said, in rank order, {"problem": text} where
+            that cannot be read.
+        at: this worker's address.
+        N: workers in all.
+        bound: the most bytes anybody says.
+
+    Raises:
+        FrameError: rank 0's answer cannot be read.
+
+    Price: 2 steps; each worker sends one short frame and hears one.
+    """
+    said, root = _sealed(Kind.HELLO, own, at), replace(at, rank=ROOT)
+    if at.rank == ROOT:
+        others = range(1, N)
+        frames = yield from turn((), tuple(Take(other, bound) for other in others))
+        # Its own words are read back, too: JSON knows no tuple, and would tell it from a list.
+        heard = [_read(f, replace(at, rank=r)) for r, f in enumerate([said, *frames])]
+        answer = _sealed(Kind.VERDICT, judge(heard), root)
+        yield from turn(tuple(Post(other, answer, bound) for other in others))
+    else:
+        yield from turn((Post(ROOT, said, bound),))
+        (answer,) = yield from turn(takes=(Take(ROOT, bound),))
+    _, body = unseal(answer, root, Kind.VERDICT)
+    try:
+        verdict = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        verdict = None
+    if not isinstance(verdict, dict):
+        where = f"round {at.round}" if at.part else "before round 0"
+        raise FrameError(f"frame from rank {ROOT}, {where}: its verdict cannot be read")
+    return verdict
 
 
 def judge(hellos: list[dict[str, Any]]) -> dict[str, Any]:
@@ -151,41 +186,41 @@ def broadcast(
     return values
 
 
-def _read(frame: bytes, rank: int) -> dict[str, Any]:
+def _sealed(kind: Kind, said: Said, at: Address) -> bytes:
+    return seal(kind, at, json.dumps(said).encode())
+
+
+def _read(frame: bytes, at: Address) -> Said:
     try:
-        _, body = unseal(frame, Address(0, 0, rank), Kind.HELLO)
+        _, body = unseal(frame, at, Kind.HELLO)
         said = json.loads(bytes(body))
     except FrameError as error:
         return {"problem": str(error)}
     except (ValueError, RecursionError):
         return {"problem": "its hello is no JSON"}
-    if isinstance(said, dict) and isinstance(said.get("problem"), str):
+    return said if isinstance(said, dict) else {"problem": "its hello names nothing"}
+
+
+def _judged(hellos: list[Said]) -> Said:
+    return judge([_checked(said) for said in hellos])
+
+
+def _checked(said: Said) -> Said:
+    if isinstance(said.get("problem"), str):
         return {"problem": said["problem"]}
     shapes = {"thinwire": str, "settings": dict, "tensors": list, "start": str}
     if not (
-        isinstance(said, dict)
-        and all(isinstance(said.get(name), kind) for name, kind in shapes.items())
+        all(isinstance(said.get(name), kind) for name, kind in shapes.items())
         and all(isinstance(t, list) and t and isinstance(t[0], str) for t in said["tensors"])
     ):
         return {"problem": "its hello lacks version, settings, tensors or start"}
     return said
 
 
-def _verdict(body: memoryview) -> dict[str, Any]:
-    try:
-        said = json.loads(bytes(body))
-    except (ValueError, RecursionError):
-        said = None
-    sound = isinstance(said, dict) and (
-        isinstance(said.get("error"), str)
-        or (
-            said.get("error", "") is None
-            and type(said.get("run")) is int
-            and 0 <= said["run"] < 1 << 32
-            and type(said.get("equal")) is bool
-        )
+def _is_sound(verdict: Said) -> bool:
+    return isinstance(verdict.get("error"), str) or (
+        verdict.get("error", "") is None
+        and type(verdict.get("run")) is int
+        and 0 <= verdict["run"] < 1 << 32
+        and type(verdict.get("equal")) is bool
     )
-    if not sound:
-        raise FrameError(f"frame from rank {ROOT}, before round 0: its verdict cannot be read")
-    verdict: dict[str, Any] = said
-    return verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class AllReduce(Exchange):
 
     Price: what the engine's all-reduce costs; a ring sends 2 (N - 1)/N 4d bytes a rank.
     """
+
+    sits_out: ClassVar[bool] = True
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         if compressor != Identity():

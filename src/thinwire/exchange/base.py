@@ -61,9 +61,9 @@ class Here:
         """Returns (d,) float32 zeros where this worker's vectors live."""
         return host.zeros(self.spans.d, self.device)
 
-    def address(self, rank: int) -> Address:
-        """Returns where a frame of that rank belongs."""
-        return Address(self.run, self.round, rank, self.part)
+    def address(self, rank: int, part: int | None = None) -> Address:
+        """Returns where a frame of that rank belongs, in this conversation or another part."""
+        return Address(self.run, self.round, rank, self.part if part is None else part)
 
     def seal(self, kind: Kind, body: bytes) -> bytes:
         """Returns this worker's frame of that body."""
@@ -88,12 +88,14 @@ class Exchange(Value, ABC):
             that the others can compute; "free", whenever it likes.
         hands_anchor: whether what a round returns is the new anchor itself, since the outer step
             is made elsewhere.
+        sits_out: whether a round can be held without some workers; see `Without`.
     """
 
     replicates: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
     pace: ClassVar[Literal["common", "own", "free"]] = "common"
     hands_anchor: ClassVar[bool] = False
+    sits_out: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, here: Here) -> Memory:
@@ -125,6 +127,10 @@ class Exchange(Value, ABC):
     def agreed(self, anchor: Tensor, mem: Memory) -> Tensor:
         """Returns the model that a rank answers for: a master's own, elsewhere the anchor."""
         return anchor
+
+    def alike(self, anchor: Tensor, mem: Memory, here: Here) -> Memory:
+        """Returns what other ranks must hold to the same bits after a round, by name."""
+        return {"anchor": anchor} if self.replicates else {}
 
     def notes(self, compressor: Compressor) -> list[str]:
         """Returns what this exchange decided by itself and a user should know."""

@@ -74,6 +74,15 @@ class EdgeGossip(Stepping):
         self.topology.check(here.N, symmetric=True)
         return {}
 
+    def alike(self, anchor: Tensor, mem: Memory, here: Here) -> Memory:
+        pairs = super().alike(anchor, mem, here)
+        for name, replica in mem.items():
+            whose, _, j = name.partition("/")
+            if whose in ("mine", "theirs"):
+                of, at = (here.rank, j) if whose == "mine" else (j, here.rank)
+                pairs[f"replica of rank {of} at rank {at}"] = replica
+        return pairs
+
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         mem = {"start": anchor, **mem}
         step = known_step(self.gamma, mem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class Gather(Exchange):
     Source: the mean of Qsparse-local-SGD (arXiv 1906.02367), Algorithm 1, without its master.
     """
 
+    sits_out: ClassVar[bool] = True
     feedback: Feedback | NoFeedback = field(default_factory=Feedback)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.compress import Compressor, Identity, Sign
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
@@ -82,7 +82,8 @@ class Marsit(Exchange):
         for hop in range(N):
             for piece in cut(here, (r - hop) % N, PIECE):
                 own = u[piece.low : piece.high]
-                b = table.unpack(table.signs(own), len(own), 1)
+                packed, _ = table.signs(own, host.ints([0, len(own)]))
+                b = table.unpack(packed, len(own), 1)
                 if hop:
                     (frame,) = yield from turn(takes=(Take(left, piece.bound),))
                     v = trouble.hear_bits(frame, piece, left)

@@ -6,7 +6,9 @@ from abc import ABC
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from thinwire.exchange.base import Exchange
+from torch import Tensor
+
+from thinwire.exchange.base import Exchange, Here, Memory
 from thinwire.topology import RingGraph, Topology
 from thinwire.value import in_range, of_kind, one_of
 
@@ -57,3 +59,6 @@ class Stepping(OverGraph, ABC):
         super().__post_init__()
         if self.gamma is not None:
             in_range(self, "gamma", self.gamma, 1e-9, 1.0)
+
+    def alike(self, anchor: Tensor, mem: Memory, here: Here) -> Memory:
+        return {"consensus step": mem["gamma"].view(1)} if "gamma" in mem else {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Ring(Exchange):
         owner, too, takes the decoded value: else replicas part.
     """
 
+    sits_out: ClassVar[bool] = True
     form: Form = "auto"
     feedback: Feedback | NoFeedback = field(default_factory=NoFeedback)
     links: Literal["switched", "neighbours"] = "switched"

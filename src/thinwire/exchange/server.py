@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -54,6 +55,7 @@ class Server(Exchange):
     Differs: the paper counts the uplink only and sends the mean as it is; we frame both.
     """
 
+    sits_out: ClassVar[bool] = True
     feedback: Feedback | NoFeedback = field(default_factory=Feedback)
     downlink: Compressor | None = None
     root: int = 0

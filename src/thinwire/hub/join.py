@@ -18,8 +18,9 @@ from thinwire.errors import ConfigError
 from thinwire.exchange import Hub
 from thinwire.exchange.hub_rules import check_weight
 from thinwire.parameters import Given
+from thinwire.report import RoundReport
 from thinwire.schedule import HSchedule, schedule_json
-from thinwire.shell import LocalSGD, RoundReport
+from thinwire.shell import LocalSGD
 
 if TYPE_CHECKING:
     from thinwire.hub.client import HubTransport

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from thinwire.errors import ConfigError
+from thinwire.files import sync_folder, whole, written
 
 MAGIC = b"twhub\x00\x00\x01"
 HEAD = struct.Struct("<II")
@@ -54,9 +55,9 @@ class Journal:
             part.unlink()
         numbers = [number_of(file) for file in self.folder.glob("snapshot-*.tws")]
         for number in sorted(numbers, reverse=True):
-            content = whole(self._snapshot(number).read_bytes())
+            content = whole(self._snapshot(number).read_bytes(), MAGIC)
             if content is not None:
-                return content, self._records(number)
+                return bytes(content), self._records(number)
         if numbers:
             raise ConfigError(
                 f"no snapshot in {self.folder} is whole: the disk has altered them. Restore the "
@@ -98,18 +99,9 @@ class Journal:
 
     def snapshot(self, generation: int, parts: Iterable[bytes | memoryview]) -> None:
         """Writes the state before that generation's first record, whole or not at all."""
-        temporary = self.folder / f"snapshot-{generation:016d}.part"
-        with temporary.open("wb") as file:
-            check = 0
-            file.write(MAGIC)
+        with written(self._snapshot(generation), MAGIC) as file:
             for part in parts:
                 file.write(part)
-                check = zlib.crc32(part, check)
-            file.write(check.to_bytes(4, "little"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._snapshot(generation))
-        sync_folder(self.folder)
         for old in (*self.folder.glob("journal-*.twj"), *self.folder.glob("snapshot-*.tws")):
             if number_of(old) < generation:
                 old.unlink()
@@ -168,23 +160,6 @@ def record_at(data: memoryview, at: int) -> memoryview | None:
     return record
 
 
-def whole(data: bytes) -> bytes | None:
-    """Returns a snapshot's content, or None where a byte of it is missing or altered."""
-    content, check = data[len(MAGIC) : -4], data[-4:]
-    if data[: len(MAGIC)] != MAGIC or len(data) < len(MAGIC) + 4:
-        return None
-    return content if zlib.crc32(content) == int.from_bytes(check, "little") else None
-
-
 def number_of(file: Path) -> int:
     """Returns the generation in a file's name."""
     return int(file.stem.partition("-")[2])
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename or a new file last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -50,7 +50,7 @@ class Kernels:
     extrema: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     quantize: Callable[[Tensor, Tensor, Tensor, int, Key], Tensor]
     quantize_levels: Callable[[Tensor, Tensor, Tensor, Tensor, int, Key], Tensor]
-    signs: Callable[[Tensor], Tensor]
+    signs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     two_levels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     look_up: Callable[[Tensor, int, Tensor, Tensor], Tensor]
     fit: Callable[[Tensor, Tensor, int, Tensor, Tensor, Tensor], Tensor]

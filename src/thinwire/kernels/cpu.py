@@ -92,7 +92,7 @@ def _call_each() -> None:
     low, step = lo.double(), norm.double()
     fit(v, codes, 4, starts, low, step)
     decode(codes, 4, starts, low, step)
-    largest_code(pack(unpack(signs(v), 3, 1), 4), 3, 4)
+    largest_code(pack(unpack(signs(v, starts)[0], 3, 1), 4), 3, 4)
     hadamard(hadamard(v, starts, padded, key, False), starts, padded, key, True)
     index = topk(v, starts, counts)
     gather(v, index)

@@ -11,7 +11,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
-from thinwire.kernels.numba_support import Array, Number, array, bits, kernel
+from thinwire.kernels.numba_support import Array, Number, array, bits, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
 
 _LANES = reference.LANES
@@ -19,7 +19,8 @@ _CHUNK = reference.CHUNK
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _INFINITY = np.uint32(0x7F800000)
 _FLOAT32_MAX = reference.FLOAT32_MAX
-_L1, _L2, _MAX = range(3)
+L1, _L2, _MAX = range(3)
+_AHEAD = 8192
 
 
 @kernel
@@ -73,19 +74,36 @@ def dot(a: Array, b: Array, first: Number, lanes: Array) -> Number:
 
 
 @kernel
-def _sum_of_magnitudes(a: Array, first: Number, lanes: Array) -> Number:
-    lanes[:] = 0.0
+def add_up(a: Array, first: Number, squared: Number, lanes: Array) -> None:
+    """Adds one piece's magnitudes or squares, from flat position `first` on, to the lanes."""
     head = min(a.size, -first % _LANES)
     for i in range(head):
-        lanes[(first + i) % _LANES] += abs(np.float64(a[i]))
-    whole = head + (a.size - head) // _LANES * _LANES
-    for i in range(head, whole, _LANES):
-        x = a[i : i + _LANES]
+        x = np.float64(a[i])
+        lanes[(first + i) % _LANES] += x * x if squared else abs(x)
+    # Four rows at a time: the lanes leave memory and come back a quarter as often.
+    fours = head + (a.size - head) // (4 * _LANES) * (4 * _LANES)
+    ahead = a.ctypes.data + _AHEAD
+    for i in range(head, fours, 4 * _LANES):
+        for j in range(0, 16 * _LANES, 64):
+            prefetch(ahead + 4 * i + j)
+        row0 = a[i : i + _LANES]
+        row1 = a[i + _LANES : i + 2 * _LANES]
+        row2 = a[i + 2 * _LANES : i + 3 * _LANES]
+        row3 = a[i + 3 * _LANES : i + 4 * _LANES]
         for j in range(_LANES):
-            lanes[j] += abs(np.float64(x[j]))
-    for i in range(whole, a.size):
-        lanes[i - whole] += abs(np.float64(a[i]))
-    return total(lanes)
+            w, x, y, z = (
+                np.float64(row0[j]),
+                np.float64(row1[j]),
+                np.float64(row2[j]),
+                np.float64(row3[j]),
+            )
+            if squared:
+                lanes[j] = (((lanes[j] + w * w) + x * x) + y * y) + z * z
+            else:
+                lanes[j] = (((lanes[j] + abs(w)) + abs(x)) + abs(y)) + abs(z)
+    for i in range(fours, a.size):
+        x = np.float64(a[i])
+        lanes[(i - fours) % _LANES] += x * x if squared else abs(x)
 
 
 @kernel
@@ -106,18 +124,18 @@ def _measure(
             g += 1
         chunk = at // _CHUNK
         upto = min(high, starts[g + 1], (chunk + 1) * _CHUNK)
-        x = v[at:upto]
         if kind == _MAX:
             slots[g + chunk] = np.float64(largest_magnitude(bits[at:upto]))
-        elif kind == _L1:
-            slots[g + chunk] = _sum_of_magnitudes(x, at, lanes)
         else:
-            slots[g + chunk] = dot(x, x, at, lanes)
+            lanes[:] = 0.0
+            add_up(v[at:upto], at, kind == _L2, lanes)
+            slots[g + chunk] = total(lanes)
         at = upto
 
 
 @kernel
-def _combine(slots: Array, starts: Array, kind: Number, out: Array) -> None:
+def combine(slots: Array, starts: Array, kind: Number, out: Array) -> None:
+    """Writes each group's norm, of what was measured of its piece in each chunk."""
     raw = out.view(np.uint32)
     for g in range(out.size):
         norm = 0.0
@@ -128,7 +146,7 @@ def _combine(slots: Array, starts: Array, kind: Number, out: Array) -> None:
         if kind == _MAX:
             raw[g] = np.uint32(norm)
             continue
-        norm = norm if kind == _L1 else np.sqrt(norm)
+        norm = norm if kind == L1 else np.sqrt(norm)
         out[g] = _FLOAT32_MAX if _FLOAT32_MAX < norm < np.inf else norm
 
 
@@ -141,7 +159,7 @@ def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
     a, raw, cuts = array(v), bits(v), array(starts)
     slots = np.empty(out.numel() + v.numel() // _CHUNK + 1, np.float64)
     each_stretch(v.numel(), lambda low, high: _measure(a, raw, cuts, place, low, high, slots))
-    _combine(slots, cuts, place, out.numpy())
+    combine(slots, cuts, place, out.numpy())
     return out
 
 

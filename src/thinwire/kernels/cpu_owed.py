@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from thinwire.kernels import checks, reference
-from thinwire.kernels.numba_support import Array, Number, array, carray, kernel, pointer
+from thinwire.kernels.numba_support import Array, Number, array, carray, kernel, pointer, prefetch
 from thinwire.kernels.owed import Owed
 from thinwire.kernels.parallel import each_stretch
 
@@ -166,6 +166,18 @@ def load(owed: Any, low: Number, out: Array) -> None:
             for j in range(u.size):
                 u[j] += m[j] * owed.decay
         at = upto
+
+
+@kernel
+def fetch(owed: Any, low: Number) -> None:
+    """Asks for what 32 entries of u, from `low` on, are made of."""
+    t = np.searchsorted(owed.starts, low, side="right") - 1
+    p = owed.addresses[t] + (low - owed.starts[t]) * _SIZES[owed.kinds[t]]
+    for byte in (0, 64, 124):
+        prefetch(owed.anchor.ctypes.data + 4 * low + byte)
+        prefetch(p + byte)
+        if owed.residual.size:
+            prefetch(owed.residual.ctypes.data + 4 * low + byte)
 
 
 @kernel

@@ -8,18 +8,24 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import put_block
-from thinwire.kernels.cpu_measure import group_of
+from thinwire.kernels.cpu_measure import L1, add_up, combine, group_of, total
 from thinwire.kernels.cpu_words import halves, word
-from thinwire.kernels.numba_support import Array, Number, array, kernel, prefetch
+from thinwire.kernels.numba_support import Array, Number, array, inlined, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
 from thinwire.kernels.reference import Key
 
 _BLOCK = reference.BLOCK
 _PAIR = reference.PAIR
+_CHUNK = reference.CHUNK
+_LANES = reference.LANES
 _LOW = np.uint32(0xFFFF)
 _SHIFT = np.uint32(7)
 _HALFWAY = np.uint32(0x3F800040)
 _ONE = np.float32(1)
+# What is rounded at a time, and asked for ahead, so that all of it stays in the first cache.
+_PART = 1024
+_AHEAD = 8192
+_SMALL = np.float32(2.0**-100)
 
 
 @kernel
@@ -64,13 +70,22 @@ def _fill_uniforms(first: Number, k0: Number, k1: Number, out: Array, ahead: Num
         at = upto
 
 
+@inlined
+def _to_codes(x: Array, rate: Number, top: Number, r: Array, codes: Array, n: Number) -> None:
+    for j in range(n):
+        q = np.floor(np.float32(np.float32(x[j] * rate) + np.float32(r[j] - _ONE)))
+        q = q if q < top else top
+        q = q if q > -top else -top
+        codes[j] = np.uint16(np.int32(q) + np.int32(top))
+
+
 @kernel
 def _round_signed(x: Array, norm: Number, top: Number, r: Array, codes: Array) -> None:
     levels = np.int32(top)
     if norm == 0:
         codes[:] = levels
         return
-    lift = np.float32(2.0**100) if norm < np.float32(2.0**-100) else _ONE
+    lift = np.float32(2.0**100) if norm < _SMALL else _ONE
     rate = np.float32(top / np.float32(norm * lift))
     if lift != _ONE:
         for j in range(x.size):
@@ -80,11 +95,7 @@ def _round_signed(x: Array, norm: Number, top: Number, r: Array, codes: Array) -
             q = q if q > -top else -top
             codes[j] = np.uint16(np.int32(q) + levels)
         return
-    for j in range(x.size):
-        q = np.floor(np.float32(np.float32(x[j] * rate) + np.float32(r[j] - _ONE)))
-        q = q if q < top else top
-        q = q if q > -top else -top
-        codes[j] = np.uint16(np.int32(q) + levels)
+    _to_codes(x, rate, top, r, codes, x.size)
 
 
 @kernel
@@ -111,22 +122,37 @@ def _quantize(
 ) -> None:  # fmt: skip
     """Rounds and packs: by norms where there are no lows, else upwards from the lows by steps."""
     scratch = np.empty(_BLOCK, np.uint16)
-    uniforms = np.empty(_BLOCK, np.float32)
+    uniforms = np.empty(_PART, np.float32)
+    ahead = v.ctypes.data + _AHEAD
     g = group_of(starts, low)
     for first in range(low, high, _BLOCK):
         m = min(_BLOCK, high - first)
-        _fill_uniforms(first, k0, k1, uniforms[:m], v.ctypes.data + 4 * (first + m))
-        at = 0
-        while at < m:
-            while starts[g + 1] <= first + at:
-                g += 1
-            upto = min(m, starts[g + 1] - first)
-            x = v[first + at : first + upto]
-            if lows.size:
-                _round_up(x, lows[g], scales[g], top, uniforms[at:upto], scratch[at:upto])
-            else:
-                _round_signed(x, scales[g], top, uniforms[at:upto], scratch[at:upto])
-            at = upto
+        while starts[g + 1] <= first:
+            g += 1
+        if not lows.size and first + _BLOCK <= starts[g + 1] and scales[g] >= _SMALL:
+            # The common case, a block of one group, in loops whose length is known.
+            rate = np.float32(top / scales[g])
+            for at in range(0, _BLOCK, _PART):
+                _fill_uniforms(first + at, k0, k1, uniforms[:_PART], ahead + 4 * (first + at))
+                x = v[first + at : first + at + _PART]
+                _to_codes(x, rate, top, uniforms, scratch[at : at + _PART], _PART)
+            put_block(scratch, width, out[first // 8 * width :])
+            continue
+        for at in range(0, m, _PART):
+            r = uniforms[: min(_PART, m - at)]
+            _fill_uniforms(first + at, k0, k1, r, ahead + 4 * (first + at))
+            i = 0
+            while i < r.size:
+                while starts[g + 1] <= first + at + i:
+                    g += 1
+                upto = min(r.size, starts[g + 1] - first - at)
+                x = v[first + at + i : first + at + upto]
+                codes = scratch[at + i : at + upto]
+                if lows.size:
+                    _round_up(x, lows[g], scales[g], top, r[i:upto], codes)
+                else:
+                    _round_signed(x, scales[g], top, r[i:upto], codes)
+                i = upto
         put_block(scratch[:m], width, out[first // 8 * width :])
 
 
@@ -168,25 +194,57 @@ def quantize_levels(
 
 
 @kernel
-def _signs(v: Array, low: Number, high: Number, out: Array) -> None:
+def _put_signs(x: Array, out: Array) -> None:
+    """Packs the signs of one block, at most 4096 entries, as codes of one bit."""
+    zero = np.float32(0)
+    S = out.size
+    if x.size < 8 * S:
+        out[:] = 0
+        for i in range(x.size):
+            if x[i] >= zero:
+                out[i % S] |= np.uint8(1 << i // S)
+        return
+    a, b, c, d = x[:S], x[S : 2 * S], x[2 * S : 3 * S], x[3 * S : 4 * S]
+    e, f, g, h = x[4 * S : 5 * S], x[5 * S : 6 * S], x[6 * S : 7 * S], x[7 * S : 8 * S]
+    for j in range(S):
+        bits = np.uint8(1) if a[j] >= zero else np.uint8(0)
+        bits |= np.uint8(2) if b[j] >= zero else np.uint8(0)
+        bits |= np.uint8(4) if c[j] >= zero else np.uint8(0)
+        bits |= np.uint8(8) if d[j] >= zero else np.uint8(0)
+        bits |= np.uint8(16) if e[j] >= zero else np.uint8(0)
+        bits |= np.uint8(32) if f[j] >= zero else np.uint8(0)
+        bits |= np.uint8(64) if g[j] >= zero else np.uint8(0)
+        bits |= np.uint8(128) if h[j] >= zero else np.uint8(0)
+        out[j] = bits
+
+
+@kernel
+def _signs(v: Array, starts: Array, low: Number, high: Number, slots: Array, out: Array) -> None:
+    # A block is packed while it is still in the cache from being summed up.
+    lanes = np.zeros(_LANES, np.float64)
+    g = group_of(starts, low)
     for first in range(low, high, _BLOCK):
-        x = v[first : min(high, first + _BLOCK)]
-        bytes_ = out[first // 8 : first // 8 + (x.size + 7) // 8]
-        S = bytes_.size
-        for row in range(8):
-            part = x[min(x.size, row * S) : min(x.size, (row + 1) * S)]
-            bit = np.uint8(1 << row)
-            if row == 0:
-                for j in range(S):
-                    bytes_[j] = bit if part[j] >= np.float32(0) else np.uint8(0)
-            else:
-                for j in range(part.size):
-                    bytes_[j] |= bit if part[j] >= np.float32(0) else np.uint8(0)
+        end = min(high, first + _BLOCK)
+        at = first
+        while at < end:
+            while starts[g + 1] <= at:
+                g += 1
+            upto = min(end, starts[g + 1])
+            add_up(v[at:upto], at, False, lanes)
+            if upto == starts[g + 1] or upto % _CHUNK == 0:
+                slots[g + at // _CHUNK] = total(lanes)
+                lanes[:] = 0.0
+            at = upto
+        _put_signs(v[first:end], out[first // 8 : (end + 7) // 8])
 
 
-def signs(v: torch.Tensor) -> torch.Tensor:
+def signs(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.signs`."""
+    checks.check_vector(v, starts)
     out = host.empty(checks.packed_bytes(v.numel(), 1), torch.uint8)
-    a, data = array(v), out.numpy()
-    each_stretch(v.numel(), lambda low, high: _signs(a, low, high, data))
-    return out
+    sums = host.empty(starts.numel() - 1)
+    a, cuts, data = array(v), array(starts), out.numpy()
+    slots = np.empty(sums.numel() + v.numel() // _CHUNK + 1, np.float64)
+    each_stretch(v.numel(), lambda low, high: _signs(a, cuts, low, high, slots, data))
+    combine(slots, cuts, L1, sums.numpy())
+    return out, sums

@@ -106,13 +106,11 @@ def collect(
         if largest < edge:
             continue
         for j in range(block.size):
+            if m == k:
+                return
+            # Without a branch on the key: among candidates it would be guessed wrong.
             key = np.uint32(block[j] & mask)
-            if key > last:
-                out[m] = first + at + j
-                m += 1
-            elif key >= edge and quota > 0:
-                quota -= 1
-                out[m] = first + at + j
-                m += 1
-                if m == k:
-                    return
+            level = np.int64(key >= edge) & np.int64(key <= last) & np.int64(quota > 0)
+            quota -= level
+            out[m] = first + at + j
+            m += np.int64(key > last) | level

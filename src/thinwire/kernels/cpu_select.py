@@ -7,6 +7,7 @@ too many), the group is selected by radix as a whole: slower, and never wrong.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,28 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
-from thinwire.kernels.cpu_owed import NOTHING_OWED, load, read
+from thinwire.kernels.cpu_owed import NOTHING_OWED, fetch, load, read
 from thinwire.kernels.cpu_radix import collect, threshold
-from thinwire.kernels.numba_support import Array, Number, array, bits, kernel, trailing_zeros
+from thinwire.kernels.numba_support import (
+    Array,
+    Number,
+    array,
+    bits,
+    kernel,
+    reaching,
+    trailing_zeros,
+)
 from thinwire.kernels.owed import Owed
 from thinwire.kernels.parallel import each_stretch, stretches
 
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _EVERY_BIT = np.uint32(reference.MASK32)
-_PART = 1 << 14
+_PART = 1 << 15
 _LINE = 64
+_CHECKED = 1024
 _DRAWN = 32
 _LINES = 2048
+_EARLY = 8
 _WHOLE = 256
 
 
@@ -58,6 +69,8 @@ def _bounds(
         stride = n // lines
         for line in range(lines):
             at = starts[g] + line * stride
+            if not plain.size:
+                fetch(owed, at + min(_EARLY, lines - 1 - line) * stride)
             room = drawn[line * _DRAWN : (line + 1) * _DRAWN]
             if plain.size:
                 room[:] = plain[at : at + _DRAWN]
@@ -69,47 +82,66 @@ def _bounds(
 
 
 @kernel
-def _candidates(
-    block: Array, first: Number, bound: Number, k: Number, m: Number, equal: Number,
-    index: Array, raw: Array,
-) -> Number:  # fmt: skip
-    """Goes on collecting entries above the bound and the first k that equal it.
+def _drop_equal(bound: Number, k: Number, m: Number, index: Array, raw: Array) -> Number:
+    """Keeps the first k of the candidates that equal the bound; returns how many are left."""
+    equal, left = 0, 0
+    for j in range(m):
+        same = np.uint32(raw[j] & _MAGNITUDE) == bound
+        index[left], raw[left] = index[j], raw[j]
+        left += np.int64(not same or equal < k)
+        equal += np.int64(same)
+    return left
 
-    Returns how many are there now, -1 where room ran out, and how many of them equal the bound.
-    """
-    room = index.size - _LINE
-    for at in range(0, block.size, _LINE):
-        # Once k equal ones are there, no later one can be chosen.
-        limit = bound if equal < k else np.uint32(bound + np.uint32(1))
-        line = block[at : at + _LINE]
-        hits = np.uint64(0)
-        if line.size == _LINE:
-            for j in range(_LINE):
-                hit = np.uint32(line[j] & _MAGNITUDE) >= limit
-                hits |= np.uint64(hit) << np.uint64(j)
-        else:
-            for j in range(line.size):
-                hit = np.uint32(line[j] & _MAGNITUDE) >= limit
-                hits |= np.uint64(hit) << np.uint64(j)
-        if m > room:
-            return -1, equal
+
+@kernel
+def _candidates(
+    block: Array, first: Number, limit: Number, m: Number, index: Array, raw: Array
+) -> Number:
+    """Collects the entries that reach the limit, m being there; returns how many are there now."""
+    # Unsigned places, since negative ones would each be tested for.
+    to, one = np.uint64(m), np.uint64(1)
+    whole = block.size // _LINE * _LINE
+    for at in range(0, whole, _LINE):
+        hits = reaching(block.ctypes.data + 4 * at, _MAGNITUDE, limit)
         # The first two without a branch that would be guessed wrong; more are rare.
         for _ in range(2):
-            there = np.int64(hits != 0)
-            j = min(np.int64(trailing_zeros(hits)), line.size - 1)
-            hits &= hits - np.uint64(1)
-            index[m] = np.uint32(first + at + j)
-            raw[m] = line[j]
-            equal += there & np.int64(np.uint32(line[j] & _MAGNITUDE) == bound)
-            m += there
+            j = np.uint64(at) + (trailing_zeros(hits) & np.uint64(_LINE - 1))
+            index[to] = np.uint32(np.uint64(first) + j)
+            raw[to] = block[j]
+            to += np.uint64(hits != 0)
+            hits &= hits - one
         while hits:
-            j = np.int64(trailing_zeros(hits))
-            hits &= hits - np.uint64(1)
-            index[m] = np.uint32(first + at + j)
-            raw[m] = line[j]
-            equal += np.int64(np.uint32(line[j] & _MAGNITUDE) == bound)
-            m += 1
-    return m, equal
+            j = np.uint64(at) + trailing_zeros(hits)
+            index[to] = np.uint32(np.uint64(first) + j)
+            raw[to] = block[j]
+            to += one
+            hits &= hits - one
+    for j in range(whole, block.size):
+        if np.uint32(block[j] & _MAGNITUDE) >= limit:
+            index[to] = np.uint32(first + j)
+            raw[to] = block[j]
+            to += one
+    return np.int64(to)
+
+
+@kernel
+def _search(
+    block: Array, first: Number, bound: Number, limit: Number, k: Number, m: Number,
+    index: Array, raw: Array,
+) -> Number:  # fmt: skip
+    """Goes on collecting entries that reach the limit: the bound, or whatever is above it.
+
+    Returns how many are there now, -1 where room ran out, and the limit for what follows.
+    """
+    for at in range(0, block.size, _CHECKED):
+        if m > index.size - _CHECKED - _LINE:
+            # Once k equal ones are there, no later one can be chosen.
+            m = _drop_equal(bound, k, m, index, raw)
+            if limit > bound or m > index.size - _CHECKED - _LINE:
+                return -1, limit
+            limit = np.uint32(bound + np.uint32(1))
+        m = _candidates(block[at : at + _CHECKED], first + at, limit, m, index, raw)
+    return m, limit
 
 
 @kernel
@@ -120,7 +152,7 @@ def _compact(
     scratch = np.empty(_PART, np.float32)
     for p in range(first, last):
         g = owner[p]
-        m, equal = 0, 0
+        m, limit = 0, bounds[g]
         room = slice(offsets[p], offsets[p + 1])
         at = pieces[p]
         while at < pieces[p + 1] and counts[g] and m >= 0:
@@ -131,9 +163,7 @@ def _compact(
             else:
                 load(owed, at, scratch[: upto - at])
                 block = scratch[: upto - at].view(np.uint32)
-            m, equal = _candidates(
-                block, at, bounds[g], counts[g], m, equal, index[room], raw[room]
-            )
+            m, limit = _search(block, at, bounds[g], limit, counts[g], m, index[room], raw[room])
             at = upto
         found[p] = m
 
@@ -185,6 +215,24 @@ def _finish(
             chosen[j] += starts[g]
 
 
+_KEPT = threading.local()
+
+
+def _room(size: int, n: int) -> Array:
+    """Returns (2, size) uint32 of undefined content, which the thread's next call writes over.
+
+    It is kept from call to call where it is a small part of the n entries: memory that the system
+    hands out anew in every round is paid for with a fault a page, an eighth of the selection.
+    """
+    kept: Array = getattr(_KEPT, "room", np.empty((2, 0), np.uint32))
+    if kept.shape[1] >= size:
+        return kept
+    room = np.empty((2, size), np.uint32)
+    if size <= max(n // 16, 1 << 16):
+        _KEPT.room = room
+    return room
+
+
 def _select(
     plain: Array, owed: Any, starts: torch.Tensor, counts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,9 +244,9 @@ def _select(
     edges = np.array([low for low, _ in stretches(n)], np.int64)
     pieces = np.unique(np.concatenate([cuts, edges]))
     owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
-    room = np.where(kept > 0, np.minimum(most + _LINE, np.diff(cuts) + _LINE), 0)[owner]
+    room = np.where(kept > 0, np.minimum(most, np.diff(cuts)) + _CHECKED + _LINE, 0)[owner]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
-    index, raw = np.empty(offsets[-1], np.uint32), np.empty(offsets[-1], np.uint32)
+    index, raw = _room(int(offsets[-1]), n)
     found = np.empty(owner.size, np.int64)
 
     def compact(low: int, high: int) -> None:

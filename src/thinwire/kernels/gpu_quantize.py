@@ -7,6 +7,7 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks
 from thinwire.kernels.gpu_codes import SIGN, SIGNED, UPWARDS, put
+from thinwire.kernels.gpu_measure import norms
 from thinwire.kernels.gpu_words import halves
 from thinwire.kernels.reference import Key
 
@@ -41,6 +42,7 @@ def quantize_levels(
     return put(v, starts, scales, levels, levels.bit_length(), halves(key), UPWARDS)
 
 
-def signs(v: torch.Tensor) -> torch.Tensor:
-    """Agrees bit for bit with `reference.signs`."""
-    return put(v, host.ints([0, v.numel()]), host.zeros(1), 1, 1, (0, 0), SIGN)
+def signs(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Agrees bit for bit with `reference.signs`; the norms are on the host."""
+    packed = put(v, host.ints([0, v.numel()]), host.zeros(1), 1, 1, (0, 0), SIGN)
+    return packed, norms(v, starts, "l1")

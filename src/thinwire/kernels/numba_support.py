@@ -55,6 +55,30 @@ def _prefetch(typing: Any, address: Any) -> Any:
 prefetch: Any = _prefetch
 """Asks for the cache line at an address, inside a kernel; any address is safe to ask for."""
 
+
+@intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _reaching(typing: Any, address: Any, mask: Any, limit: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number, many = ir.IntType(32), ir.VectorType(ir.IntType(32), 64)
+        place = builder.inttoptr(args[0], many.as_pointer())
+        keys = builder.load(place, align=4)
+        masks, limits = (
+            builder.shuffle_vector(
+                builder.insert_element(ir.Constant(many, ir.Undefined), arg, number(0)),
+                ir.Constant(many, ir.Undefined),
+                ir.Constant(many, [0] * 64),
+            )
+            for arg in args[1:]
+        )
+        reached = builder.icmp_unsigned(">=", builder.and_(keys, masks), limits)
+        return builder.bitcast(reached, ir.IntType(64))
+
+    return types.uint64(types.int64, types.uint32, types.uint32), code
+
+
+reaching: Any = _reaching
+"""Tells which of the 64 uint32 at an address reach a limit under a mask: bit j is entry j's."""
+
 carray: Any = numba.carray  # type: ignore[attr-defined]
 """Views memory at a pointer as an array of so many entries of a dtype, inside a kernel."""
 
@@ -66,10 +90,15 @@ def kernel(function: _F) -> _F:
     # The "numpy" error model drops the branch on division by zero, which stops vectorising.
     compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     # Numba knows a cached kernel by its own file alone, and would keep one that froze a constant
-    # or took in a function of another file which has changed since.
-    stamped = compiled._cache._cache_file
-    stamped._source_stamp = (stamped._source_stamp, _sources())
+    # or took in a function of another file which has changed since. The version it compares
+    # first: what other sources left is not even read, since their classes may be gone.
+    compiled._cache._cache_file._version += f" {_sources()}"
     return cast(_F, compiled)
+
+
+def inlined(function: _F) -> _F:
+    """Writes a function out wherever a kernel calls it, so that its loops have known lengths."""
+    return cast(_F, numba.njit(nogil=True, error_model="numpy", inline="always")(function))
 
 
 @functools.cache

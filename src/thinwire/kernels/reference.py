@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from thinwire import host
@@ -550,20 +551,22 @@ def quantize_levels(
     return pack(codes.to(torch.int32), levels.bit_length())
 
 
-def signs(v: torch.Tensor) -> torch.Tensor:
+def signs(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes each entry as 1 when it is at least 0 (either zero included) and as 0 otherwise.
 
     Args:
         v: (n,) float32.
+        starts: (G + 1,) int64.
 
     Returns:
-        Codes of one bit, packed.
+        Codes of one bit, packed, and the l1 norms of the groups, (G,) float32.
 
     Examples:
-        >>> unpack(signs(torch.tensor([2.0, -0.0, -1.0])), 3, 1).tolist()
-        [1, 1, 0]
+        >>> codes, sums = signs(torch.tensor([2.0, -0.0, -1.0]), torch.tensor([0, 3]))
+        >>> unpack(codes, 3, 1).tolist(), sums.tolist()
+        ([1, 1, 0], [3.0])
     """
-    return pack((v >= 0).to(torch.int32), 1)
+    return pack((v >= 0).to(torch.int32), 1), norms(v, starts, "l1")
 
 
 def two_levels(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1150,15 +1153,15 @@ def index_bytes_bound(
     """
     check_counts(counts, starts)
     check_domains(domains, starts)
+    cuts, k = starts.numpy(), counts.numpy()
     # The exponent of a float64 is the bit length of the integer it holds.
-    widths = torch.frexp((starts.diff() - 1).clamp(min=0).double()).exponent
-    edges = torch.searchsorted(starts, starts if domains is None else domains)
-    lengths = starts[edges].diff()
+    _, widths = np.frexp(np.maximum(np.diff(cuts) - 1, 0).astype(np.float64))
+    edges = np.searchsorted(cuts, cuts if domains is None else domains.numpy())
+    lengths = np.diff(cuts[edges])
     kept, fixed = (
-        torch.cat([per_group.new_zeros(1), per_group.cumsum(0)])[edges].diff()
-        for per_group in (counts, counts * widths)
+        np.diff(np.concatenate([[0], per_group.cumsum()])[edges]) for per_group in (k, k * widths)
     )
-    bits = torch.where((kept == 0) | (kept == lengths), 0, torch.minimum(lengths, fixed))
+    bits = np.where((kept == 0) | (kept == lengths), 0, np.minimum(lengths, fixed))
     return int((1 + (bits + 7) // 8).sum())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -33,13 +34,21 @@ class DistributedTransport:
         group: the process group; None for the default one.
         header: bytes that start every frame.
         length: the whole frame's length from those bytes; raises FrameError on others.
+        hard: seconds after which a wait ends with a RoundTimeout; None for the group's own.
+
+    Attributes:
+        awaited: the rank that is being waited for, None while none is.
 
     Raises:
         ConfigError: there is no process group.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, header: int, length: Callable[[bytes], int]
+        self,
+        group: dist.ProcessGroup | None,
+        header: int,
+        length: Callable[[bytes], int],
+        hard: float | None = None,
     ) -> None:
         self.group = group if group is not None else dist.group.WORLD
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -49,6 +58,8 @@ class DistributedTransport:
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else None
         # NCCL matches sizes exactly: there, every frame is a header and then the rest.
         self._one_message = 0 if nccl else ONE_MESSAGE
+        self.awaited: int | None = None
+        self._hard = None if hard is None else timedelta(seconds=hard)
         self._own: deque[bytes] = deque()
         self._leaving: deque[tuple[Any, Tensor, int]] = deque()
 
@@ -138,8 +149,7 @@ class DistributedTransport:
     def _settle(self, leave: int) -> None:
         while len(self._leaving) > leave:
             work, _, to = self._leaving.popleft()
-            with _lost(to):
-                work.wait()
+            self._wait(work, to)
 
     def _receive(self, takes: list[tuple[int, int]]) -> list[bytes]:
         buffers = [
@@ -151,9 +161,17 @@ class DistributedTransport:
                 with _lost(source):
                     works.append((dist.irecv(buffer, self._ranks[source], self.group), source))
         for work, source in works:
-            with _lost(source):
-                work.wait()
+            self._wait(work, source)
         return [bytes(buffer.cpu().numpy()) for buffer in buffers]
+
+    def _wait(self, work: Any, rank: int) -> None:
+        self.awaited = rank
+        with _lost(rank):
+            if self._hard is None:
+                work.wait()
+            else:
+                work.wait(self._hard)
+        self.awaited = None
 
     def _tensor(self, data: bytes) -> Tensor:
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)

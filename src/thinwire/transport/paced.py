@@ -53,15 +53,18 @@ class Paced:
     group: dist.ProcessGroup | None = None
     seed: int = 0
 
-    def over(self, header: int, length: Callable[[bytes], int]) -> PacedTransport:
+    def over(
+        self, header: int, length: Callable[[bytes], int], hard: float | None = None
+    ) -> PacedTransport:
         """Returns the live transport.
 
         Args:
             header: bytes that start every frame.
             length: the whole frame's length from those bytes.
+            hard: as of a `DistributedTransport`.
         """
         stamped = DistributedTransport(
-            self.group, STAMP + header, lambda head: STAMP + length(head[STAMP:])
+            self.group, STAMP + header, lambda head: STAMP + length(head[STAMP:]), hard
         )
         return PacedTransport(self.link, stamped, self.seed)
 
@@ -83,6 +86,11 @@ class PacedTransport:
         self._up, self._down = Port(), Port()
         self._posted = 0
         self._last: dict[int, float] = {}
+
+    @property
+    def awaited(self) -> int | None:
+        """The rank that is being waited for, None while none is."""
+        return self._stamped.awaited
 
     def turn(self, turn: Turn) -> list[bytes]:
         """Starts every post, waits for every take as long as the link would, in takes' order."""

@@ -54,9 +54,8 @@ class Reader:
             self.fail(f"{what} holds a NaN or an infinity")
         return values
 
-    def index(self, counts: Tensor, groups: Tensor, domains: Tensor) -> Tensor:
-        """Returns the next index section, (sum counts,) int64."""
-        most = kernels.index_bytes_bound(counts, groups, domains)
+    def index(self, counts: Tensor, groups: Tensor, domains: Tensor, most: int) -> Tensor:
+        """Returns the next index section, at most `most` bytes long: (sum counts,) int64."""
         rest = as_tensor(self._view[self._at : self._at + most])
         index, used, problem = kernels.active().decode_index(rest, counts, groups, domains)
         if index is None:
@@ -202,7 +201,7 @@ def _unpack(
     at = compressor.layout(spans)
     sparsifier, quantizer = compressor.sparsifier, compressor.quantizer
     if sparsifier.says_index:
-        said = reader.index(at.counts, at.groups, at.domains)
+        said = reader.index(at.counts, at.groups, at.domains, at.index_bytes)
         index: Tensor | None = host.send(said, device)
     else:
         index = sparsifier.select(host.empty(0, device=device), at, key)
@@ -248,6 +247,7 @@ def unpack_entries(reader: Reader, d: int) -> tuple[Tensor, Tensor]:
     n = int.from_bytes(reader.take(6, "count"), "little")
     if n > d or 4 * n > len(reader):
         reader.fail(f"{n} entries are announced; d is {d} and {len(reader)} bytes are left")
-    domain = host.ints([0, d])
-    index = reader.index(host.ints([n]), domain, domain)
+    counts, domain = host.ints([n]), host.ints([0, d])
+    most = kernels.index_bytes_bound(counts, domain)
+    index = reader.index(counts, domain, domain, most)
     return index, reader.floats(n, "values")

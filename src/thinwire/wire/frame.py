@@ -22,6 +22,8 @@ BUFFER_PART = 0xFFFF
 """The part of a round in which a model's buffers are shared."""
 REPAIR_PART = 0xFFFE
 """The part in which a worker that missed a message is told its neighbours' replicas whole."""
+WATCH_PART = 0xFFFD
+"""The part in which the ranks compare replicas, or agree to write a snapshot or to stop."""
 
 
 class Kind(IntEnum):
