@@ -121,7 +121,7 @@ def torchft(model: nn.Module, said: dict[str, Any]) -> Made:
     stack = contextlib.ExitStack()
     stack.enter_context(held)
 
-    def close() -> None:
+    def close(store: Any = store) -> None:  # Who holds this holds the store, which all ask.
         dist.barrier()
         stack.close()
         manager.shutdown(wait=False)
