@@ -48,6 +48,7 @@ from thinwire.exchange import (
 )
 from thinwire.hub.join import join
 from thinwire.keys import Key
+from thinwire.ledger import Ledger
 from thinwire.link import Link
 from thinwire.outer import Adopt, Average, DelayedNesterov, Nesterov, Outer
 from thinwire.presets import (
@@ -122,6 +123,7 @@ __all__ = [
     "Hypercube",
     "Identity",
     "Key",
+    "Ledger",
     "Levels",
     "Link",
     "LiveCount",

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from thinwire.cli.bench import app as bench
+from thinwire.cli.chaos import chaos
 from thinwire.cli.demo import demo
 from thinwire.cli.demo_hub import demo_hub
 from thinwire.cli.doctor import doctor
@@ -55,6 +56,7 @@ app.add_typer(train, name="train")
 app.command()(hub)
 app.command("hub-status")(hub_status)
 app.command("demo-hub")(demo_hub)
+app.command()(chaos)
 app.command()(simulate)
 app.command()(plan)
 app.command()(topology)
