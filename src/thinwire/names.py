@@ -49,6 +49,7 @@ from thinwire.exchange import (
 from thinwire.hub.join import join
 from thinwire.keys import Key
 from thinwire.ledger import Ledger
+from thinwire.link import Link
 from thinwire.outer import Adopt, Average, DelayedNesterov, Nesterov, Outer
 from thinwire.presets import (
     PRESETS,
@@ -86,6 +87,7 @@ from thinwire.topology import (
     Torus,
 )
 from thinwire.transport.gang import init_process_group
+from thinwire.transport.paced import Paced
 from thinwire.version import __version__
 from thinwire.watch import Deadline, Watch
 
@@ -123,6 +125,7 @@ __all__ = [
     "Key",
     "Ledger",
     "Levels",
+    "Link",
     "LiveCount",
     "LocalSGD",
     "LockStep",
@@ -132,6 +135,7 @@ __all__ = [
     "NonFiniteError",
     "OnePeerExponential",
     "Outer",
+    "Paced",
     "PeerLost",
     "Preset",
     "RandK",

@@ -66,8 +66,9 @@ class LocalSGD(torch.optim.Optimizer):
         exchange: who says it to whom, and whether with feedback.
         outer: how the anchor moves along the mean; by default as the exchange has it.
         group: a process group; None for the default one (or, without one, a group of one); a
-            `Seat` of a `LockStep`; a transport of one's own, as `join` makes; or a
-            `thinwire.elastic.Quorum`, whose workers may die, return and join.
+            `Seat` of a `LockStep`; `Paced`, a group behind a modelled link; a transport of one's
+            own, as `join` makes; or a `thinwire.elastic.Quorum`, whose workers may die, return
+            and join.
         seed: of the random choices; the same on all ranks.
         buffers: of the model, such as BN statistics: "local", "average" or "broadcast" (rank
             0's) at every round.

@@ -10,13 +10,16 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version", "host", "files"),
+    ("errors", "value", "keys", "version", "host", "files", "units"),
+    ("link",),
     ("flat", "kernels", "topology", "transport", "outer", "schedule", "watch"),
     ("compress",),
     ("wire",),
     ("exchange",),
     ("stats", "round", "lean", "refused", "ledger"),
     ("checkpoint", "parameters", "report", "seat", "company", "shell", "presets", "simulate"),
+    ("virtual",),
+    ("plan",),
     ("hub", "snapshots", "elastic"),
     ("names",),
     ("door",),

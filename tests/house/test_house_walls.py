@@ -24,7 +24,7 @@ IDS = [str(path.relative_to(SRC)) for path in files()]
 LIVE = (
     "hub.service", "hub.server", "hub.dial", "hub.join", "snapshots.draws", "transport.gang",
     "elastic.quorum",
-    "transport.watchdog", "transport.distributed",
+    "transport.watchdog", "transport.distributed", "transport.paced",
 )  # fmt: skip
 """What lives: it reads the clock that it hands to the hub's core as an argument, or keeps the
 program's own draws."""

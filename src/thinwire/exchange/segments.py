@@ -52,16 +52,20 @@ def cut(here: Here, segment: int, pipeline: int) -> Iterator[Piece]:
         segment: g.
         pipeline: entries of a piece.
     """
-    d, N = here.spans.d, here.N
+    for part, a, b in places(here.spans.d, here.N, segment, pipeline):
+        yield Piece(
+            replace(here, spans=here.spans.piece(a, b), part=part, key=here.key.of_part(part)), a, b
+        )
+
+
+def places(d: int, N: int, segment: int, pipeline: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (part, low, high) of each piece of a segment, as `cut` does."""
     low, high = segment * d // N, (segment + 1) * d // N
     longest = (d + N - 1) // N
     most = max(1, min((longest + pipeline - 1) // pipeline, (BUFFER_PART - 1) // N))
     for number in range(most):
         a, b = (low + (high - low) * n // most for n in (number, number + 1))
-        part = segment * most + number
-        yield Piece(
-            replace(here, spans=here.spans.piece(a, b), part=part, key=here.key.of_part(part)), a, b
-        )
+        yield segment * most + number, a, b
 
 
 class Trouble:

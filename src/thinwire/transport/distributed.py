@@ -106,6 +106,13 @@ class DistributedTransport:
             raise TransportError(f"all-reduce failed on rank {self.rank}: {error}") from error
         return total.to(vector.device)
 
+    def greatest(self, number: float) -> float:
+        """Returns the greatest of all ranks' numbers, once all have come to ask."""
+        each = torch.tensor([number], dtype=torch.float64, device=self._device or host.CPU)
+        with _lost(self.rank):
+            dist.all_reduce(each, dist.ReduceOp.MAX, group=self.group)
+        return float(each)
+
     def _whole(self, message: Post | Take) -> bool:
         return message.bound <= self._one_message
 
