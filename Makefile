@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo demo-hub proto test fast lint table clean
+.PHONY: demo demo-hub proto test fast exhaustive lint table clean
 
 demo: .venv/ready ## train the digits with five methods and see what the wire carried
 	$(BIN)/thinwire demo --picture demo.png
@@ -16,11 +16,14 @@ proto: .venv/ready ## write the generated code of hub.proto anew
 
 test: .venv/ready lint ## everything: lint, types, all tests
 	$(BIN)/thinwire doctor --warm
-	$(BIN)/python -m pytest -n 2 -m "not network"
+	$(BIN)/python -m pytest -n 2 -m "not network and not exhaustive"
 	$(BIN)/python -m pytest -m network
 
 fast: .venv/ready ## the unit tests alone
-	$(BIN)/python -m pytest -n 2 -m "not slow and not network"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not network and not exhaustive"
+
+exhaustive: .venv/ready ## every fault at every yield of every exchange, N to 4: about 40 minutes
+	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 lint: .venv/ready
 	$(BIN)/ruff check .

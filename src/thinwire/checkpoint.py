@@ -114,4 +114,4 @@ def _at_home(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _is_gained(name: str) -> bool:
-    return name in ("gamma", "start") or name.startswith(("mine/", "theirs/", "master/"))
+    return name in ("gamma", "start", "owed") or name.startswith(("mine/", "theirs/", "master/"))

@@ -48,6 +48,8 @@ from thinwire.exchange import (
 )
 from thinwire.hub.join import join
 from thinwire.keys import Key
+from thinwire.ledger import Ledger
+from thinwire.link import Link
 from thinwire.outer import Adopt, Average, DelayedNesterov, Nesterov, Outer
 from thinwire.presets import (
     PRESETS,
@@ -87,6 +89,7 @@ from thinwire.topology import (
     Torus,
 )
 from thinwire.transport.gang import init_process_group
+from thinwire.transport.paced import Paced
 from thinwire.version import __version__
 from thinwire.watch import Deadline, Watch
 
@@ -122,7 +125,9 @@ __all__ = [
     "Hypercube",
     "Identity",
     "Key",
+    "Ledger",
     "Levels",
+    "Link",
     "LiveCount",
     "LocalSGD",
     "LockStep",
@@ -133,6 +138,7 @@ __all__ = [
     "NonFiniteError",
     "OnePeerExponential",
     "Outer",
+    "Paced",
     "PeerLost",
     "Preset",
     "RandK",

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import torch.distributed as dist
 
-from thinwire.transport import Alone, DistributedTransport, Transport
+from thinwire.transport import Alone, DistributedTransport, Paced, Transport
 from thinwire.wire.frame import HEADER, length
 
 
@@ -24,7 +24,7 @@ class Seat:
     N: int
 
 
-Group: TypeAlias = "dist.ProcessGroup | Seat | Transport | None"
+Group: TypeAlias = "dist.ProcessGroup | Seat | Paced | Transport | None"
 
 
 def transport_of(group: Group, hard: float | None) -> Transport | None:
@@ -36,6 +36,8 @@ def transport_of(group: Group, hard: float | None) -> Transport | None:
     """
     if isinstance(group, Seat):
         return None
+    if isinstance(group, Paced):
+        return group.over(HEADER, length, hard)
     if isinstance(group, Transport):
         return group
     if group is None and not (dist.is_available() and dist.is_initialized()):

@@ -8,12 +8,13 @@ from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from thinwire import checkpoint, flat, host, kernels, parameters
+from thinwire.company import Company, Tried
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
@@ -24,15 +25,16 @@ from thinwire.exchange.without import Without
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.lean import fits, lean_round
+from thinwire.ledger import Entry, Ledger, Watched
 from thinwire.outer import Adopt, Average, Outer
 from thinwire.parameters import Buffers, Given
 from thinwire.refused import Refused, check_policy
 from thinwire.report import RoundReport
 from thinwire.round import RoundState, one_round
 from thinwire.schedule import H_at, HSchedule, RandomGaps, check_schedule, schedule_json
-from thinwire.seat import Group, place_of, transport_of
+from thinwire.seat import Group, Seat, place_of, transport_of
 from thinwire.stats import Stats
-from thinwire.transport import Answer, Ask, Transport
+from thinwire.transport import Alone, Answer, Ask, Transport
 from thinwire.transport.watchdog import Watchdog
 from thinwire.value import in_range, of_kind, one_of, whole
 from thinwire.version import __version__
@@ -64,7 +66,9 @@ class LocalSGD(torch.optim.Optimizer):
         exchange: who says it to whom, and whether with feedback.
         outer: how the anchor moves along the mean; by default as the exchange has it.
         group: a process group; None for the default one (or, without one, a group of one); a
-            `Seat` of a `LockStep`; or a transport of one's own, as `join` makes.
+            `Seat` of a `LockStep`; `Paced`, a group behind a modelled link; a transport of one's
+            own, as `join` makes; or a `thinwire.elastic.Quorum`, whose workers may die, return
+            and join.
         seed: of the random choices; the same on all ranks.
         buffers: of the model, such as BN statistics: "local", "average" or "broadcast" (rank
             0's) at every round.
@@ -76,6 +80,7 @@ class LocalSGD(torch.optim.Optimizer):
         due: is asked after each local step, with their number, whether to end the round before H
             steps are done; only where a worker waits for no other (`Hub`).
         on_round: is called with a `RoundReport` after each round.
+        ledger: books every update, so that one can see that nothing is lost; see `Ledger`.
 
     Raises:
         ConfigError: settings disagree with each other or with another rank's; on every rank.
@@ -108,13 +113,14 @@ class LocalSGD(torch.optim.Optimizer):
         compressor: Compressor | None = None,
         exchange: Exchange | None = None,
         outer: Outer | None = None,
-        group: Group = None,
+        group: Group | Company = None,
         seed: int = 0,
         buffers: Buffers = "local",
         clear_residual_at_drop: float | None = None,
         watch: Watch | None = None,
         due: Callable[[int], bool] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.inner = optimizer
         self.H = H
@@ -128,13 +134,17 @@ class LocalSGD(torch.optim.Optimizer):
         self.watch = Watch() if watch is None else watch
         self.due = due
         self.on_round = on_round
+        self.ledger = ledger
         self.before_round: Callable[[], None] | None = None
         self.stats = Stats()
         self._state: RoundState
         self._frozen_groups = False
         deadline = self.watch.deadline if isinstance(self.watch, Watch) else Deadline()
-        self._transport = transport_of(group, deadline.hard)
-        self._rank, self._N = place_of(group, self._transport)
+        self._company = group if isinstance(group, Company) else None
+        # Of an elastic group each quorum says anew where this worker sits.
+        seat: Group = Seat(0, 1) if isinstance(group, Company) else group
+        self._transport = transport_of(seat, deadline.hard)
+        self._rank, self._N = place_of(seat, self._transport)
         self._local = self._refused = 0
         awaited = partial(getattr, self._transport, "awaited", None)
         self._watchdog = Watchdog(self._rank, deadline, awaited)
@@ -152,6 +162,8 @@ class LocalSGD(torch.optim.Optimizer):
             drive(self.join(), self._transport, self.stats)
         elif problem is not None:
             raise problem
+        elif self._company is not None:
+            self._company.join(self)
 
     @property
     def round(self) -> int:
@@ -182,11 +194,6 @@ class LocalSGD(torch.optim.Optimizer):
         return self.exchange.notes(self.compressor)
 
     @property
-    def params(self) -> Tensor:
-        """Where its local steps have brought this worker, (d,) float32: a copy."""
-        return flat.read(self._params, device=self._device)
-
-    @property
     def agreed(self) -> Tensor:
         """The model this rank answers for, (d,) float32: a master's own, elsewhere the anchor."""
         return self.exchange.agreed(self._state.anchor, self._state.mem)
@@ -200,13 +207,7 @@ class LocalSGD(torch.optim.Optimizer):
         """Agrees with all ranks on the settings and starts from rank 0's parameters."""
         if self._problem is not None and self._N == 1:
             raise self._problem
-        if self._problem is not None:
-            own: dict[str, Any] = {"problem": str(self._problem)}
-        else:
-            # What is watched may change from one start to the next, but not from rank to rank.
-            settings = {**self._settings, "watch": self.watch.to_json()}
-            own = hello(__version__, settings, self._described, self._state.anchor)
-        self._run, equal = yield from agree(own, self._rank, self._N)
+        self._run, equal = yield from agree(self.introduce(), self._rank, self._N)
         if not equal:
             start = yield from broadcast(self._state.anchor, self._run, 0, 0, self._rank, self._N)
             self._restart(host.send(start, self._device))
@@ -223,26 +224,38 @@ class LocalSGD(torch.optim.Optimizer):
             FrameError: a frame was truncated, altered, foreign or stale.
             PeerLost, RoundTimeout: a rank is gone or silent.
         """
-        return self.drive(self.steps(closure))
+        if self._company is None:
+            return self.drive(self.steps(closure))
+        loss, over = self._local_step(closure)
+        if over:
+            self._company.sync(self, called=False)
+        return loss
 
     def sync(self) -> None:
         """Runs a round now, however few local steps are done; every rank must call it."""
-        self.drive(self.sync_talk())
+        if self._company is None:
+            self.drive(self.sync_talk())
+        else:
+            self._company.sync(self, called=True)
 
     def steps(self, closure: Closure | None = None) -> Generator[Ask, Answer, Any]:
         """The same as `step`, as a talk for whoever drives it."""
-        loss = self._inner_step(closure)
-        # What a learning-rate scheduler looks at, which only wraps `step`.
-        self._opt_called = True
-        self._local += 1
-        over = self.due is not None and self.due(self._local)
-        if over or self._local >= H_at(self.H, self.round, self._key()):
+        loss, over = self._local_step(closure)
+        if over:
             yield from self.sync_talk(called=False)
         elif self.exchange.pace == "own":
             state = self._state
             mem = yield from self.exchange.attend(state.anchor, state.mem, self._here())
             self._state = replace(state, mem=mem)
         return loss
+
+    def _local_step(self, closure: Closure | None) -> tuple[Any, bool]:
+        loss = self._inner_step(closure)
+        # What a learning-rate scheduler looks at, which only wraps `step`.
+        self._opt_called = True
+        self._local += 1
+        over = self.due is not None and self.due(self._local)
+        return loss, over or self._local >= H_at(self.H, self.round, self._key())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the inner optimizer's parameters."""
@@ -259,9 +272,13 @@ class LocalSGD(torch.optim.Optimizer):
     def drive(self, talk: Generator[Ask, Answer, R]) -> R:
         """Runs a talk of this worker over its transport and returns what it returns.
 
+        A worker of an elastic group talks to others in rounds alone, and else to itself.
+
         Raises:
             ConfigError: it sits on a `Seat`; its `LockStep` runs its talks.
         """
+        if self._company is not None:
+            return drive(talk, Alone(), self.stats)
         if self._transport is None:
             talk.close()
             raise ConfigError("a worker on a Seat is stepped by its LockStep, not by itself")
@@ -300,6 +317,7 @@ class LocalSGD(torch.optim.Optimizer):
         It holds the inner optimizer's state, the anchor, the residual, the outer state and the
         counters; the model's own `state_dict` is saved beside it as ever.
         """
+        elastic = {} if self._company is None else {"elastic": self._company.save()}
         return checkpoint.save(
             self.inner,
             self._state,
@@ -308,6 +326,7 @@ class LocalSGD(torch.optim.Optimizer):
             rank=self._rank,
             local=self._local,
             lr=self._lr,
+            **elastic,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -320,12 +339,52 @@ class LocalSGD(torch.optim.Optimizer):
         state = checkpoint.load(state_dict, self.state_dict(), ("settings", "tensors", "rank"))
         self.inner.load_state_dict(copy.deepcopy(state_dict["inner"]))
         self._adopt_inner()
-        self._state, self._local, self._lr = state, state_dict["local"], state_dict["lr"]
+        local = state_dict["local"]
+        if self._company is not None:
+            state, local = self._company.resume(self, state, state_dict["elastic"]), 0
+        self._state, self._local, self._lr = state, local, state_dict["lr"]
 
     def write_anchor(self) -> None:
         """Puts the parameters where the round began, if no local step was done since."""
         if self._local == 0:
             flat.write(self._state.anchor, self._params)
+
+    def sit(self, rank: int, N: int, run: int) -> None:
+        """Takes another place among other workers, as an elastic group gives it."""
+        self._rank, self._N, self._run = rank, N, run
+
+    def stand(self, state: RoundState, buffers: Tensor) -> None:
+        """Goes on from this state, which is of another's making; local steps begin anew.
+
+        Args:
+            state: of the rounds.
+            buffers: (b,) float32, of the model; none where they are local.
+        """
+        flat.write(state.anchor, self._params)
+        flat.write(buffers, self._buffers)
+        self._state, self._local = state, 0
+
+    def hold(self) -> tuple[RoundState, Tensor]:
+        """Returns what `stand` takes."""
+        return self._state, flat.read(self._buffers, device=self._device)
+
+    def books(self) -> dict[str, Tensor]:
+        """Returns this worker's books as they stand; see `Ledger`.
+
+        Raises:
+            ConfigError: it keeps none.
+        """
+        if self.ledger is None:
+            raise ConfigError("this worker keeps no books; give LocalSGD a ledger=Ledger()")
+        return self.ledger.closed(self.exchange, self._state.mem, self._N)
+
+    def introduce(self) -> dict[str, Any]:
+        """Returns what this worker says of itself before it is agreed with, as JSON."""
+        if self._problem is not None:
+            return {"problem": str(self._problem)}
+        # What is watched may change from one start to the next, but not from rank to rank.
+        settings = {**self._settings, "watch": self.watch.to_json()}
+        return hello(__version__, settings, self._described, self._state.anchor)
 
     def begin_at(self, round: int, mem: Memory) -> None:
         """Goes on in that round, these memories in place of their first values.
@@ -338,7 +397,9 @@ class LocalSGD(torch.optim.Optimizer):
         self._state = replace(self._state, round=round, mem=own)
 
     def leave(self) -> None:
-        """Leaves a hub with a word, so that it need not wait; elsewhere there is none to say."""
+        """Ends the run, where others need a word: a hub, or an elastic group; else does nothing."""
+        if self._company is not None:
+            self._company.leave(self)
         if callable(goodbye := getattr(self._transport, "leave", None)):
             goodbye()
 
@@ -388,6 +449,11 @@ class LocalSGD(torch.optim.Optimizer):
         if self.due is not None and self.exchange.pace != "free":
             raise ConfigError(
                 f"{self.exchange!r} needs all workers at agreed steps; due= is for exchange=Hub()"
+            )
+        if self.ledger is not None and self.exchange.hands_anchor:
+            raise ConfigError(
+                f"{self.exchange!r} hands back a model in which others' updates are, too, so one "
+                "worker's books cannot balance; a Ledger is for exchanges that meet in rounds"
             )
         of_kind(self, "watch", self.watch, Watch)
         check_policy(self.watch, self.exchange)
@@ -439,75 +505,106 @@ class LocalSGD(torch.optim.Optimizer):
             self.before_round()
         alone = self._transport is None or self._N < 2
         with nullcontext() if alone else self._watchdog.over(self.round):
-            report = yield from self._one_round(called)
-        report.log(self._rank)
-        if self.on_round is not None:
-            self.on_round(report)
+            tried = yield from self.try_round(called)
+            report = self.take_up(tried)
+        self.report(report)
         if self.watch.compare and self.round % self.watch.compare == 0:
             yield from self.compare_talk()
 
-    def _one_round(self, called: bool) -> Generator[Ask, Answer, RoundReport]:
+    def try_round(
+        self, called: bool = True, outer: Outer | None = None
+    ) -> Generator[Ask, Answer, Tried]:
+        """Runs a round and returns what comes of it, not yet taken up.
+
+        Args:
+            called: whether all ranks were called together, whatever their local steps.
+            outer: in the place of the agreed outer step.
+        """
         before = self._counted()
         began, cleared, lr = self._cleared_at_drop()
         dropped: tuple[int, ...] = ()
-        shared, skipped = None, False
+        shared, skipped, lean, unsaid = None, False, self._lean, None
+        watched = Watched(self.exchange) if self.ledger is not None else None
+        exchange = cast(Exchange, watched or self.exchange)
         try:
             shared = yield from self._shared_buffers()
-            state = yield from self._round(began, called)
+            state = yield from self._round(began, called, exchange, outer or self.outer)
             self._refused = 0
         except NonFiniteError as error:
             self._refused += 1
-            hold = None if shared is None else partial(self._without, began, called)
+            hold = None if shared is None else partial(self._without, began, called, exchange)
             refused = Refused(error, began, self._refused, self._here(), hold)
+            unsaid = None if watched is None else began.anchor - self.progress(began.anchor)
             state, dropped = yield from refused.go_on(self.watch, self.inner, self._params)
-            flat.write(state.anchor, self._params)
-            skipped = not dropped
-        if shared is not None:
-            flat.write(shared, self._buffers)
-        local_steps, round = self._local, began.round
-        self._state, self._local, self._lr = state, 0, lr
+            skipped, lean = not dropped, False
+        entry = None
+        if watched is not None:
+            entry = Entry.nothing(len(began.anchor)) if skipped else watched.entry
+            if unsaid is not None and (skipped or self._rank in dropped):
+                entry = entry.with_unsaid(unsaid)
+            entry = entry.after_reset(self._state.mem if cleared else {})
+        return Tried(state, shared, before, cleared, lr, lean, entry, skipped, dropped)
+
+    def take_up(self, tried: Tried) -> RoundReport:
+        """Goes on from what a round came to, and returns what there is to report of it."""
+        if not tried.in_place:
+            flat.write(tried.state.anchor, self._params)
+        if tried.shared is not None:
+            flat.write(tried.shared, self._buffers)
+        local_steps, round = self._local, self._state.round
+        self._state, self._local, self._lr = tried.state, 0, tried.lr
+        if self.ledger is not None and tried.entry is not None:
+            self.ledger.book(tried.entry)
         uplink, sent, received, lost, repairs, mended = (
-            b - a for a, b in zip(before, self._counted(), strict=True)
+            b - a for a, b in zip(tried.before, self._counted(), strict=True)
         )
         return RoundReport(
-            round, local_steps, uplink, sent, received, cleared, lost, repairs > 0, mended, skipped,
-            dropped,
+            round, local_steps, uplink, sent, received, tried.cleared, lost, repairs > 0, mended,
+            tried.skipped, tried.dropped,
         )  # fmt: skip
 
-    def _round(self, began: RoundState, called: bool) -> Generator[Ask, Answer, RoundState]:
+    def report(self, report: RoundReport) -> None:
+        """Tells the log and whoever asked what a round did."""
+        report.log(self._rank)
+        if self.on_round is not None:
+            self.on_round(report)
+
+    def _round(
+        self, began: RoundState, called: bool, exchange: Exchange, outer: Outer
+    ) -> Generator[Ask, Answer, RoundState]:
         if self._lean:
-            return (
-                yield from lean_round(began, self._params, self.exchange, self.outer, self._here())
-            )
-        state = yield from self._dense_round(began, self.exchange, called)
-        flat.write(state.anchor, self._params)
-        return state
+            talk = lean_round(began, self._params, self.exchange, self.outer, self._here())
+            return (yield from talk)
+        return (yield from self._dense_round(began, called, exchange, outer))
 
     def _without(
-        self, began: RoundState, called: bool, ranks: tuple[int, ...]
+        self, began: RoundState, called: bool, exchange: Exchange, ranks: tuple[int, ...]
     ) -> Generator[Ask, Answer, RoundState]:
-        return (yield from self._dense_round(began, Without(self.exchange, ranks), called))
+        held = Without(exchange, ranks)
+        return (yield from self._dense_round(began, called, held, self.outer))
 
     def _counted(self) -> tuple[int, ...]:
         return *self.stats.totals(), *self.stats.mended()
 
     def _dense_round(
-        self, began: RoundState, exchange: Exchange, called: bool
+        self, began: RoundState, called: bool, exchange: Exchange, outer: Outer
     ) -> Generator[Ask, Answer, RoundState]:
-        anchor = began.anchor
-        params = self.params
-        held = flat.as_held(anchor, self._params)
-        if held is not anchor:
-            # The parameters began as the anchor rounded to their dtype: that rounding is no
-            # progress, so it must not be said.
-            params = anchor - (held - params)
         here = replace(self._here(), called=called)
-        state = yield from one_round(began, params, exchange, self.outer, here)
-        return state
+        return (yield from one_round(began, self.progress(began.anchor), exchange, outer, here))
+
+    def progress(self, anchor: Tensor) -> Tensor:
+        """Returns the parameters as local steps have moved them from the anchor, (d,) float32."""
+        params = flat.read(self._params, device=self._device)
+        held = flat.as_held(anchor, self._params)
+        # The parameters began as the anchor rounded to their dtype: that rounding is no progress,
+        # so it must not be said.
+        return params if held is anchor else anchor - (held - params)
 
     @property
     def _lean(self) -> bool:
         fast = kernels.active(self._device).name == "cpu"
+        # In place there is no way back, and no books.
+        fast = fast and self._company is None and self.ledger is None
         return fast and fits(self.compressor, self.exchange, self.outer, self._params)
 
     def _shared_buffers(self) -> Generator[Ask, Answer, Tensor]:

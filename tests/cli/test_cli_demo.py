@@ -137,7 +137,7 @@ def result(method, accuracy, bytes, seconds, ratio):
     return {
         "method": method, "accuracy": accuracy, "bytes": bytes, "ratio": ratio, "workers": 4,
         "epochs": 1, "rounds": 9, "bytes_up": bytes, "bytes_down": 0, "seconds_here": seconds,
-        "seconds_at_100_mbit": 1.0, "test_images": 200,
+        "seconds_at_100_mbit": 1.0, "test_images": 200, "link": None,
     }  # fmt: skip
 
 

@@ -10,14 +10,17 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version", "host", "files"),
+    ("errors", "value", "keys", "version", "host", "files", "units"),
+    ("link",),
     ("flat", "kernels", "topology", "transport", "outer", "schedule", "watch"),
     ("compress",),
     ("wire",),
     ("exchange",),
-    ("stats", "round", "lean", "refused"),
-    ("checkpoint", "parameters", "report", "seat", "shell", "presets", "simulate"),
-    ("hub", "runs", "snapshots"),
+    ("stats", "round", "lean", "refused", "ledger"),
+    ("checkpoint", "parameters", "report", "seat", "company", "shell", "presets", "simulate"),
+    ("virtual",),
+    ("plan",),
+    ("hub", "runs", "snapshots", "elastic"),
     ("names",),
     ("door",),
     ("cli",),

@@ -112,7 +112,7 @@ def same_json(a: str, b: str) -> bool:
         return False
 
 
-def check_fuzz(folder: Path, count: int) -> Counter[str]:
+def check_fuzz(folder: Path, count: int) -> tuple[Counter[str], int]:
     logging.getLogger("thinwire.hub").setLevel(logging.CRITICAL)
     draw, codes, before_memory = random.Random(7), Counter(), 0
     with live(folder, entry=Entry(token=TOKEN)) as hub:
@@ -141,12 +141,12 @@ def check_fuzz(folder: Path, count: int) -> Counter[str]:
         train(again, model, 1)
         assert hub.state.applied == 4
         again.leave()
-    return codes
+    return codes, grown
 
 
 @pytest.mark.network
 def test_five_hundred_altered_or_random_messages_are_refused_and_change_nothing(
     tmp_path: Path,
 ) -> None:
-    codes = check_fuzz(tmp_path, 500)
+    codes, _ = check_fuzz(tmp_path, 500)
     assert {"DATA_LOSS", "ABORTED", "NOT_FOUND", "INVALID_ARGUMENT"} <= set(codes), codes

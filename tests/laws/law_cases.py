@@ -16,6 +16,7 @@ from thinwire.compress.halves import Everything, Float32
 from thinwire.exchange.without import Without
 from thinwire.flat import Spans
 from thinwire.value import Value
+from thinwire.virtual.compute import Compute
 
 COMPRESSORS: tuple[Compressor, ...] = (
     Identity(),
@@ -161,6 +162,10 @@ OTHER_SETTINGS: tuple[Value, ...] = (
     tw.Deadline(deviations=3, hard=60.0),
     tw.Watch(),
     tw.Watch(nonfinite="drop", deadline=tw.Deadline(least=1)),
+    tw.Link(),
+    tw.Link(bandwidth=1e8, latency=0.02, jitter=0.001, loss=0.01),
+    Compute(0.5),
+    Compute(0.5, spread=0.2, straggle=0.01, seed=3),
 )
 
 HUB_OUTERS: tuple[tw.Outer, ...] = (tw.Adopt(), tw.DelayedNesterov(every=3))
@@ -175,7 +180,7 @@ SETTINGS: tuple[Value, ...] = (
 
 NAMES = {
     **{name: getattr(tw, name) for name in tw.__all__},
-    **{c.__name__: c for c in (Chain, Everything, Float32, Without)},
+    **{c.__name__: c for c in (Chain, Compute, Everything, Float32, Without)},
 }
 """What a repr may name: the public door, and the halves it completes a lone half with."""
 

@@ -1,4 +1,4 @@
-"""The command line: demo, train, report, hub, topology, bench, doctor. No algorithm lives here.
+"""The command line: demo, train, report, simulate, plan, hub, ... No algorithm lives here.
 
 A command is one function in one file, named as the command; it imports what is heavy inside
 itself, so that help answers at once. To add one: write the file, and register it below.
@@ -13,13 +13,16 @@ from typing import Annotated
 import typer
 
 from thinwire.cli.bench import app as bench
+from thinwire.cli.chaos import chaos
 from thinwire.cli.demo import demo
 from thinwire.cli.demo_hub import demo_hub
 from thinwire.cli.doctor import doctor
 from thinwire.cli.hub import hub
 from thinwire.cli.hub_status import hub_status
+from thinwire.cli.plan import plan
 from thinwire.cli.report import report
 from thinwire.cli.signals import Interrupted, heeded
+from thinwire.cli.simulate import simulate
 from thinwire.cli.topology import topology
 from thinwire.cli.train import app as train
 from thinwire.errors import ThinwireError
@@ -55,6 +58,9 @@ app.command()(report)
 app.command()(hub)
 app.command("hub-status")(hub_status)
 app.command("demo-hub")(demo_hub)
+app.command()(chaos)
+app.command()(simulate)
+app.command()(plan)
 app.command()(topology)
 app.add_typer(bench, name="bench")
 app.command()(doctor)

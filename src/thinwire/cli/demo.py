@@ -14,6 +14,7 @@ from thinwire.cli.gang import Gang, Message
 from thinwire.cli.output import Bars, bars, document, logged, write_json
 from thinwire.errors import ConfigError
 from thinwire.files import check_writable
+from thinwire.link import Link
 from thinwire.runs import RunLog
 
 PATIENCE = 600.0
@@ -32,6 +33,10 @@ def demo(
         list[str] | None,
         typer.Option(metavar="NAME", help="Compare DDP with this preset instead; may be repeated."),
     ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="RATE,DELAY", help="Hold all traffic to a line: 100mbit,20ms."),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the results as JSON.")
     ] = None,
@@ -45,8 +50,12 @@ def demo(
     """Train digits with five methods here, and see what the wire carried.
 
     Needs no network: worker processes talk over loopback, and the 1797
-    handwritten digits come with scikit-learn.
+    handwritten digits come with scikit-learn. With --link each worker's frames
+    are held until such a line would have brought them, so the seconds are a
+    thin wire's; no root is needed.
     """
+    if link is not None:
+        Link.parse(link)
     _check_installed("sklearn")
     if picture is not None:
         _check_installed("matplotlib")
@@ -56,9 +65,9 @@ def demo(
 
     presets = preset or []
     chosen(presets)
-    settings = {"workers": workers, "epochs": epochs, "presets": presets}
+    settings = {"workers": workers, "epochs": epochs, "presets": presets, "link": link}
     with logged("demo", seed, settings, log, task="handwritten digits") as run:
-        results = compare(workers, seed, epochs, presets, run)
+        results = compare(workers, seed, epochs, presets, run, link)
         for result in results:
             for p in result["curve"]:
                 point = {"epoch": p["epoch"], "sent": p["bytes"], "accuracy": p["accuracy"]}
@@ -78,7 +87,12 @@ def demo(
 
 
 def compare(
-    N: int, seed: int, epochs: int, presets: list[str], run: RunLog
+    N: int,
+    seed: int,
+    epochs: int,
+    presets: list[str],
+    run: RunLog,
+    link: str | None = None,
 ) -> list[dict[str, Any]]:
     """Trains every method with a gang of N workers and returns one result each.
 
@@ -88,6 +102,7 @@ def compare(
         epochs: passes over the training images.
         presets: compared with DDP, or none for the demo's own methods.
         run: is told of every worker's epochs.
+        link: that all traffic is held to; None for this machine's own speed.
     """
     plan: list[Message] = []
     said: dict[str, list[Message]] = defaultdict(list)
@@ -95,7 +110,7 @@ def compare(
     with bars() as drawn, tempfile.TemporaryDirectory(prefix="thinwire-demo-") as folder:
         drawn.add("starting", 0)
         data = str(Path(folder) / "digits.npz")
-        args = {"data": data, "seed": seed, "epochs": epochs, "presets": presets}
+        args = {"data": data, "seed": seed, "epochs": epochs, "presets": presets, "link": link}
         with Gang(N, "thinwire.cli.demo_train:work", args, PATIENCE) as gang:
             run.write("gang", pids=gang.pids)
             for message in gang.messages():
@@ -110,6 +125,7 @@ def compare(
                     drawn.advance(message["method"], note)
     results = [{**method, "workers": N, **summary(said[method["method"]])} for method in plan]
     for result in results:
+        result["link"] = link
         result["ratio"] = results[0]["bytes"] / result["bytes"]
     return results
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thinwire.cli.output import size
+from thinwire.link import Link
 
 Result = dict[str, Any]
 
@@ -18,11 +19,17 @@ Bytes are summed over workers. up, down: framed bytes that left for another
 process, measured; set-up ({setup} for all methods) is not in them. DDP makes no
 frames: its bytes are the gradient bytes it handed over, measured, times the
 2(N-1)/N that a ring all-reduce sends, half under up and half under down.
-ratio: DDP's bytes / the method's. here: computing and talking on this machine,
+ratio: DDP's bytes / the method's. {how}"""
+HERE = """here: computing and talking on this machine,
 without start and tests. 100 Mbit/s: bytes of the busiest rank alone, at that
 rate, no latency and no computing: for DDP what it sends (a ring uses both
 directions at once), as for any ring or gossip; with a master, what rank 0
 hears and then answers."""
+PACED = """on the line: computing, and talking
+over links of {link} to each worker, measured;
+without start and tests. Frames are held until such a line would have brought
+them, headers of Ethernet, IP and TCP counted; DDP's all-reduce as long as a
+ring over it takes, after the backward pass."""
 
 
 def show(results: list[Result]) -> None:
@@ -30,7 +37,9 @@ def show(results: list[Result]) -> None:
     console = Console(highlight=False)
     console.print(table(results))
     setup = size(sum(r["bytes_setup"] for r in results))
-    console.print(CAPTION.format(setup=setup), style="dim")
+    link = results[0]["link"]
+    how = HERE if link is None else PACED.format(link=Link.parse(link).say())
+    console.print(CAPTION.format(setup=setup, how=how), style="dim")
     for result in results:
         for note in result["notes"]:
             console.print(f"{result['method']}: {note}.", style="dim")
@@ -48,15 +57,9 @@ def table(results: list[Result]) -> Table:
         padding=(0, 1, 0, 0),
     )
     drawn.add_column("method", no_wrap=True)
-    for name in (
-        "test\nacc.",
-        "\nrounds",
-        "\nup",
-        "\ndown",
-        "\nratio",
-        "s\nhere",
-        "s, 100\nMbit/s",
-    ):
+    here = first["link"] is None
+    seconds = ("s\nhere", "s, 100\nMbit/s") if here else ("s on\nthe line",)
+    for name in ("test\nacc.", "\nrounds", "\nup", "\ndown", "\nratio", *seconds):
         drawn.add_column(name, justify="right", no_wrap=True)
     for r in results:
         drawn.add_row(
@@ -67,7 +70,7 @@ def table(results: list[Result]) -> Table:
             size(r["bytes_down"]),
             times(r["ratio"]) + "x",
             f"{r['seconds_here']:.1f}",
-            f"{r['seconds_at_100_mbit']:.2f}",
+            *([f"{r['seconds_at_100_mbit']:.2f}"] if here else []),
         )
     return drawn
 
@@ -77,12 +80,13 @@ def sentence(results: list[Result]) -> str:
     dense, *others = results
     least = min(others, key=lambda r: r["bytes"])
     slowest = max(results, key=lambda r: r["seconds_here"])
+    where = "here" if dense["link"] is None else "on the line"
     beside = "" if slowest is dense else f"; DDP {dense['seconds_here']:.1f} s"
     return (
         f"{least['method']} sent {times(least['ratio'])} times fewer bytes than DDP and "
         f"{_difference(least, dense)}; {_spread(results)}, one image being "
-        f"{1 / dense['test_images']:.1%}; the slowest "
-        f"here was {slowest['method']} ({slowest['seconds_here']:.1f} s{beside})."
+        f"{1 / dense['test_images']:.1%}; the slowest {where} was {slowest['method']} "
+        f"({slowest['seconds_here']:.1f} s{beside})."
     )
 
 

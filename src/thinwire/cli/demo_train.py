@@ -21,10 +21,13 @@ from thinwire.cli.demo_methods import Method, chosen
 from thinwire.cli.worker import Say
 from thinwire.exchange import Server
 from thinwire.kernels import cpu
+from thinwire.link import Link
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
 from thinwire.stats import DOWN, UP
+from thinwire.transport import Paced
+from thinwire.wire.frame import HEADER, length
 
 PIXELS, HIDDEN, CLASSES = 64, 512, 10
 BATCH = 16
@@ -80,13 +83,14 @@ def work(rank: int, N: int, args: dict[str, Any], say: Say) -> None:
     dist.barrier()
     methods = chosen(args["presets"])
     _rehearse(methods)
+    line = None if args["link"] is None else Paced(Link.parse(args["link"]), seed=args["seed"])
     if rank == 0:
         facts = {"epochs": args["epochs"], "test_images": n_test}
         say("plan", methods=[{**method.as_dict(), **facts} for method in methods])
     for method in methods:
         dist.barrier()  # so that the seconds are the method's own
         train = _with_ddp if method.preset is None else _with_local_sgd
-        train(method, Digits(args["data"], rank, N, args["seed"]), args["epochs"], say)
+        train(method, Digits(args["data"], rank, N, args["seed"]), args["epochs"], say, line)
         gc.collect()
 
 
@@ -118,11 +122,13 @@ def _rehearse(methods: Sequence[Method]) -> None:
             alone.sync()
 
 
-def _with_local_sgd(method: Method, digits: Digits, epochs: int, say: Say) -> None:
+def _with_local_sgd(
+    method: Method, digits: Digits, epochs: int, say: Say, line: Paced | None
+) -> None:
     assert method.preset is not None
     model = network(digits.seed)
     inner = torch.optim.SGD(model.parameters(), lr=method.lr)
-    optimizer = LocalSGD(model, inner, seed=digits.seed, **method.preset)
+    optimizer = LocalSGD(model, inner, seed=digits.seed, group=line, **method.preset)
     setup = sum(optimizer.stats.sent.values())
 
     def finish() -> None:
@@ -147,15 +153,20 @@ def _with_local_sgd(method: Method, digits: Digits, epochs: int, say: Say) -> No
     )
 
 
-def _with_ddp(method: Method, digits: Digits, epochs: int, say: Say) -> None:
+def _with_ddp(method: Method, digits: Digits, epochs: int, say: Say, line: Paced | None) -> None:
     model = network(digits.seed)
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=method.lr)
     handed, steps = [0], [0]
+    paced = None if line is None else line.over(HEADER, length)
 
     def counted(bucket: Any) -> torch.futures.Future[Tensor]:
         handed[0] += bucket.buffer().numel() * bucket.buffer().element_size()
         steps[0] += bucket.is_last()
+        if paced is not None:
+            done: torch.futures.Future[Tensor] = torch.futures.Future()
+            done.set_result(paced.reduce(bucket.buffer()) / paced.size)
+            return done
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
     # A lambda, because DDP refuses a hook whose annotations it does not know.

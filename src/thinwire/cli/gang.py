@@ -153,7 +153,7 @@ class Gang:
                     stdin=subprocess.PIPE,
                     stdout=errors,
                     stderr=errors,
-                    env=_environment(),
+                    env=environment(),
                     pass_fds=(writer,),
                     start_new_session=True,
                 )
@@ -216,7 +216,8 @@ class _Lines:
         return [json.loads(line) for line in lines]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Returns the environment of worker processes: one thread each, loopback only."""
     one = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
     )

@@ -109,8 +109,11 @@ class Choco(Stepping):
         replica = anchor + r - heard.said
         mending = repair(replica, heard, plead, here, self.topology)
         mixed = yield from or_refuse(mending, here, self.topology)
+        stepped = p
         if mixed is not None:
             p = replica - mixed
+            # By what p had been short of since the loss this worker stepped too little.
+            stepped = p + (p - stepped)
         missed = host.ints([int(heard.missed or (plead and mixed is None))])
-        pull = step.get("gamma", host.float_(0.0)) * p
+        pull = step.get("gamma", host.float_(0.0)) * stepped
         return delta + pull, {"p": p, "r": u - heard.said + pull, "missed": missed, **step}

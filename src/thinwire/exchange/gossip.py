@@ -32,7 +32,7 @@ class Gossip(Mixing):
     is won back.
 
     Price: 1 step; sends and receives degree |C|. Memory: p, one d-vector, whatever the degree; with
-    a correction s, one more.
+    a correction s, one more; after a message that was lost, for one round, one more.
 
     Args:
         topology: who hears whom, and W: symmetric, and the same in all rounds.
@@ -62,6 +62,7 @@ class Gossip(Mixing):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p, plead = mem["p"], owes_repair(mem)
         u = delta + p + mem["s"] if self.correction else delta + p
+        u = u + mem["owed"] if "owed" in mem else u
         talk = mix(u, here, self.topology, plead=plead)
         heard = yield from or_refuse(talk, here, self.topology)
         direction = heard.said if self.mixing == "before" else heard.mixed
@@ -69,13 +70,16 @@ class Gossip(Mixing):
         replica = anchor - heard.said if self.mixing == "before" else anchor + p - heard.said
         mending = repair(replica, heard, plead, here, self.topology)
         mixed = yield from or_refuse(mending, here, self.topology)
+        owed = {}
         if mixed is not None:
-            # What p had been short of since the loss, s is short of, too.
-            p = p + (replica - mixed - new)
+            # What p had been short of since the loss, s is short of, too; and this worker has said
+            # that much less: it says it in the next round, so that the mean of all moves by it.
+            owed = {"owed": replica - mixed - new}
+            p = p + owed["owed"]
             new = replica - mixed
             direction = heard.said if self.mixing == "before" else anchor - mixed
         missed = heard.missed or (plead and mixed is None)
-        after = {"p": new, "missed": host.ints([int(missed)])}
+        after = {"p": new, "missed": host.ints([int(missed)]), **owed}
         if not self.correction:
             return direction, after
         if plead and missed:

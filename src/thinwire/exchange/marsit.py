@@ -22,6 +22,8 @@ from thinwire.value import whole
 
 COIN = 3
 """The draw that decides whose bit goes on."""
+PIECE = 1 << 23
+"""Entries of a piece of a segment, at most."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +83,7 @@ class Marsit(Exchange):
         right, left = (r + 1) % N, (r - 1) % N
         bits = torch.zeros(len(u), dtype=torch.int32, device=u.device)
         for hop in range(N):
-            for piece in cut(here, (r - hop) % N, 1 << 23):
+            for piece in cut(here, (r - hop) % N, PIECE):
                 own = u[piece.low : piece.high]
                 packed, _ = table.signs(own, host.ints([0, len(own)]))
                 b = table.unpack(packed, len(own), 1)
@@ -96,7 +98,7 @@ class Marsit(Exchange):
                     yield from turn((Post(right, frame, piece.bound),))
         for hop in range(N - 1):
             segment = (r - hop) % N
-            for piece in cut(here, segment, 1 << 23):
+            for piece in cut(here, segment, PIECE):
                 (frame,) = yield from turn(takes=(Take(left, piece.bound),))
                 owner = (segment - 1) % N
                 bits[piece.low : piece.high] = trouble.hear_bits(frame, piece, owner)

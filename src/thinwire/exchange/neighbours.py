@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -74,9 +75,10 @@ def mix(
     """
     rank, row = here.rank, topology.row(here.rank, here.N, here.round, here.key.seed)
     own, frame, error = _own_message(v, here, silent, plead, v if beside is None else beside)
-    posts = tuple(Post(to, frame, bound_of(here)) for to in hearers(here, topology))
+    bound = bound_of(here)
+    posts = tuple(Post(to, frame, bound) for to in hearers(here, topology))
     speakers = [j for j in row if j != rank]
-    frames = yield from turn(posts, tuple(Take(j, bound_of(here)) for j in speakers))
+    frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
     if error is not None:
         raise error
     return _fold(own, dict(zip(speakers, frames, strict=True)), row, here)
@@ -195,7 +197,13 @@ def check_graph(topology: Topology, N: int, whose: str, differences: bool) -> No
             f"{topology!r} changes by round. Use EdgeGossip (replicas per edge), DPSGD (whole "
             "models), or a graph that stays: RingGraph, Torus, Hypercube, Exponential, Complete"
         )
-    topology.check(N, symmetric=differences)
+    _check(topology, N, differences)
+
+
+@lru_cache(maxsize=64)
+def _check(topology: Topology, N: int, symmetric: bool) -> None:
+    # All N workers of a simulation ask the same, and the answer costs O(edges).
+    topology.check(N, symmetric)
 
 
 def check_accurate(compressor: Compressor, whose: str) -> None:

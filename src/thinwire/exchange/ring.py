@@ -29,7 +29,7 @@ from thinwire.exchange.feedback import (
     say,
 )
 from thinwire.exchange.hear import divisor, hear, heard
-from thinwire.exchange.segments import Trouble, bounds, cut, pieces
+from thinwire.exchange.segments import Trouble, cut, place
 from thinwire.flat import Spans
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.value import of_kind, one_of
@@ -117,8 +117,7 @@ class Ring(Exchange):
     def told(self, compressor: Compressor, spans: Spans, N: int, part: int) -> Spans | None:
         if self.choose(compressor)[0] == "gather":
             return spans
-        d = spans.d
-        return spans.piece(*bounds(d, N, part, pieces(d, N, self.pipeline)))
+        return spans.piece(*place(spans.d, N, part, self.pipeline))
 
     def notes(self, compressor: Compressor) -> list[str]:
         form, why = self.choose(compressor)

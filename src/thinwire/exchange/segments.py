@@ -52,26 +52,27 @@ def cut(here: Here, segment: int, pipeline: int) -> Iterator[Piece]:
         segment: g.
         pipeline: entries of a piece.
     """
-    d, N = here.spans.d, here.N
-    most = pieces(d, N, pipeline)
-    for part in range(segment * most, (segment + 1) * most):
-        a, b = bounds(d, N, part, most)
+    for part, a, b in places(here.spans.d, here.N, segment, pipeline):
         yield Piece(
             replace(here, spans=here.spans.piece(a, b), part=part, key=here.key.of_part(part)), a, b
         )
 
 
-def pieces(d: int, N: int, pipeline: int) -> int:
-    """Returns how many pieces each of N segments of d entries is cut into."""
-    longest = (d + N - 1) // N
-    return max(1, min((longest + pipeline - 1) // pipeline, (BUFFER_PART - 1) // N))
-
-
-def bounds(d: int, N: int, part: int, most: int) -> tuple[int, int]:
-    """Returns the first entry and the end of that part, each segment being cut into `most`."""
-    segment, number = divmod(part, most)
+def places(d: int, N: int, segment: int, pipeline: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (part, low, high) of each piece of a segment, as `cut` does."""
     low, high = segment * d // N, (segment + 1) * d // N
-    return low + (high - low) * number // most, low + (high - low) * (number + 1) // most
+    longest = (d + N - 1) // N
+    most = max(1, min((longest + pipeline - 1) // pipeline, (BUFFER_PART - 1) // N))
+    for number in range(most):
+        a, b = (low + (high - low) * n // most for n in (number, number + 1))
+        yield segment * most + number, a, b
+
+
+def place(d: int, N: int, part: int, pipeline: int) -> tuple[int, int]:
+    """Returns (low, high) of the piece of that part."""
+    each = len(list(places(d, N, 0, pipeline)))
+    _, low, high = list(places(d, N, part // each, pipeline))[part % each]
+    return low, high
 
 
 class Trouble:

@@ -76,7 +76,8 @@ class Measured:
             optimizer.before_round = self._before
 
     def _before(self) -> None:
-        self._delta = norm(self._optimizer.anchor - self._optimizer.params)
+        anchor = self._optimizer.anchor
+        self._delta = norm(anchor - self._optimizer.progress(anchor))
 
     def _saw(self, frame: bytes, made: bool) -> None:
         kind = kind_of(frame)

@@ -3,12 +3,15 @@
 from thinwire.transport.alone import Alone
 from thinwire.transport.base import Answer, Ask, Post, Reduce, Take, Transport, Turn
 from thinwire.transport.distributed import DistributedTransport
+from thinwire.transport.paced import Paced, PacedTransport
 
 __all__ = [
     "Alone",
     "Answer",
     "Ask",
     "DistributedTransport",
+    "Paced",
+    "PacedTransport",
     "Post",
     "Reduce",
     "Take",

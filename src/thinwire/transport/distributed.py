@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from thinwire import host
-from thinwire.errors import FrameError, PeerLost, RoundTimeout, TransportError
+from thinwire.errors import ConfigError, FrameError, PeerLost, RoundTimeout, TransportError
 from thinwire.transport.base import Post, Take, Turn
 
 ONE_MESSAGE = 1 << 16
@@ -31,7 +31,7 @@ class DistributedTransport:
     """Moves frames over a process group, sends on their way while the round goes on.
 
     Args:
-        group: the process group; None for the default one.
+        group: the process group, registered or not; None for the default one.
         header: bytes that start every frame.
         length: the whole frame's length from those bytes; raises FrameError on others.
         hard: seconds after which a wait ends with a RoundTimeout; None for the group's own.
@@ -50,11 +50,13 @@ class DistributedTransport:
         length: Callable[[bytes], int],
         hard: float | None = None,
     ) -> None:
-        self.group = group if group is not None else dist.group.WORLD
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._ranks = dist.get_process_group_ranks(self.group)
+        given = dist.group.WORLD if group is None else group
+        if given is None:
+            raise ConfigError("there is no process group; call dist.init_process_group first")
+        self.group = given
+        self.rank, self.size = self.group.rank(), self.group.size()
         self._header, self._length = header, length
-        nccl = dist.get_backend(group) == "nccl"
+        nccl = self.group.name() == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else None
         # NCCL matches sizes exactly: there, every frame is a header and then the rest.
         self._one_message = 0 if nccl else ONE_MESSAGE
@@ -99,10 +101,17 @@ class DistributedTransport:
         # Gloo sums on the host, NCCL on the device: the vector goes where the engine works.
         total = vector.to(self._device or host.CPU, copy=True)
         try:
-            dist.all_reduce(total, group=self.group)
+            self.group.allreduce([total]).wait()
         except RuntimeError as error:
             raise TransportError(f"all-reduce failed on rank {self.rank}: {error}") from error
         return total.to(vector.device)
+
+    def greatest(self, number: float) -> float:
+        """Returns the greatest of all ranks' numbers, once all have come to ask."""
+        each = torch.tensor([number], dtype=torch.float64, device=self._device or host.CPU)
+        with _lost(self.rank):
+            dist.all_reduce(each, dist.ReduceOp.MAX, group=self.group)
+        return float(each)
 
     def _whole(self, message: Post | Take) -> bool:
         return message.bound <= self._one_message
@@ -136,7 +145,7 @@ class DistributedTransport:
             if data:
                 tensor = self._tensor(data)
                 with _lost(post.to):
-                    work = dist.isend(tensor, self._ranks[post.to], self.group)
+                    work = self.group.send([tensor], post.to, 0)
                 self._leaving.append((work, tensor, post.to))
 
     def _settle(self, leave: int) -> None:
@@ -152,7 +161,7 @@ class DistributedTransport:
         for (source, n), buffer in zip(takes, buffers, strict=True):
             if n:
                 with _lost(source):
-                    works.append((dist.irecv(buffer, self._ranks[source], self.group), source))
+                    works.append((self.group.recv([buffer], source, 0), source))
         for work, source in works:
             self._wait(work, source)
         return [bytes(buffer.cpu().numpy()) for buffer in buffers]

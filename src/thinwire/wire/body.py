@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -26,6 +31,11 @@ class Reader:
         self._view = memoryview(body)
         self._at = 0
         self.where = where
+
+    @property
+    def place(self) -> tuple[object, int]:
+        """The object that holds the bytes, and how many of them are still to be read."""
+        return self._view.obj, len(self)
 
     def __len__(self) -> int:
         return len(self._view) - self._at
@@ -143,6 +153,51 @@ def unpack(
     Raises:
         FrameError: the bytes are no such body.
     """
+    read = _read.get()
+    if read is None:
+        return _unpack(reader, compressor, spans, key, device)
+    frame, left = reader.place
+    asked = (compressor, spans, key, device)
+    known = read.get((id(frame), left))
+    if known is not None and known.asked == asked:
+        reader.take(known.used, "body")
+        return known.payload
+    payload = _unpack(reader, *asked)
+    read[id(frame), left] = _Read(frame, asked, payload, left - len(reader))
+    if len(read) > _MOST_READ:
+        read.popitem(last=False)
+    return payload
+
+
+@contextmanager
+def decoded_once() -> Iterator[None]:
+    """Within it, a body that several workers of this process hear is decoded for the first alone.
+
+    They must be handed the same object, as a simulation hands them, and get the same payload.
+    """
+    token = _read.set(OrderedDict())
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    frame: object
+    """Kept, so that no other object takes its id."""
+    asked: tuple[Compressor, Spans, Key, torch.device]
+    payload: Payload
+    used: int
+
+
+_MOST_READ = 2048
+_read: ContextVar[OrderedDict[tuple[int, int], _Read] | None] = ContextVar("read", default=None)
+
+
+def _unpack(
+    reader: Reader, compressor: Compressor, spans: Spans, key: Key, device: torch.device
+) -> Payload:
     at = compressor.layout(spans)
     sparsifier, quantizer = compressor.sparsifier, compressor.quantizer
     if sparsifier.says_index:

@@ -1,0 +1,195 @@
+"""`thinwire chaos`: runs of four workers to which things happen, and what is left of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json as json_format
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thinwire.cli.chaos_net import check_allowed
+from thinwire.cli.chaos_plan import KINDS, Story, plan
+from thinwire.cli.gang import environment
+from thinwire.cli.output import Bars, bars, document, logged, write_json
+from thinwire.cli.signals import held
+from thinwire.errors import ConfigError, ThinwireError
+from thinwire.files import check_writable
+from thinwire.runs import RunLog
+
+CONSERVED = 1e-5
+GRACE = 5.0
+"""Seconds for the nursery to end everybody."""
+
+
+def chaos(
+    stories: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="A story is its seed and its number.")] = 0,
+    first: Annotated[int, typer.Option(min=0, help="The first one's number.")] = 0,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="sync, elastic, ring or gossip; may be repeated."),
+    ] = None,
+    namespaces: Annotated[
+        bool, typer.Option("--namespaces", help="A host for each worker, its link cut; as root.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the results as JSON.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Log, JSON lines; by default in runs/.")
+    ] = None,
+) -> None:
+    """Break training runs in ways drawn from a seed, and see what is lost: nothing may be.
+
+    In each story four worker processes of this machine learn the digits while some are killed or
+    stopped, links are slow or cut, disks full, snapshots altered. Each must end as accurate as the
+    same run without any of it, and every update must be accounted for.
+    """
+    check_writable(json)
+    kinds = _kinds(kind)
+    if namespaces:
+        check_allowed()
+    for package, extra in (("sklearn", "demo"), ("torchft", "elastic")):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"chaos needs {package}; pip install 'thinwire[{extra}]'")
+    settings = {"stories": stories, "first": first, "kinds": list(kinds), "hosts": namespaces}
+    told = [plan(seed, first + number, kinds, namespaces) for number in range(stories)]
+    with logged("chaos", seed, settings, log) as run, bars() as drawn:
+        results = play(told, run, drawn)
+    if json is not None:
+        write_json(json, document("chaos", seed, results))
+    show(results)
+    typer.echo(f"Log: {run.file}")
+    bad = [result for result in results if problem(result)]
+    if bad:
+        again = " ".join([*(f"--kind {k}" for k in kind or []), "--namespaces" * namespaces])
+        raise ThinwireError(
+            f"story {bad[0]['story']}: {problem(bad[0])}; replay it with "
+            f"`thinwire chaos --stories 1 --seed {seed} --first {bad[0]['story']} {again}`"
+        )
+
+
+def play(told: list[Story], run: RunLog, drawn: Bars) -> list[dict[str, Any]]:
+    """Plays stories one after another and returns their results.
+
+    Args:
+        told: the stories.
+        run: is told of each.
+        drawn: shows them.
+    """
+    results = []
+    drawn.add("starting", 0)
+    with _nursery() as nursery:
+        _heard(nursery)
+        drawn.finish("starting")
+        for story in told:
+            name = f"story {story.number}: {story.kind}, {story.form}"
+            drawn.add(name, 1)
+            assert nursery.stdin is not None
+            nursery.stdin.write(json_format.dumps(story.as_dict()) + "\n")
+            nursery.stdin.flush()
+            result = _heard(nursery)
+            run.write("story", **result)
+            results.append(result)
+            drawn.advance(name, _note(result))
+    return results
+
+
+def problem(result: dict[str, Any]) -> str | None:
+    """Returns what is wrong with a story's end, or None."""
+    if not result["ended"]:
+        return f"it did not end well: {result['why']}"
+    if not result["conservation_error"] <= CONSERVED:
+        return f"updates are missing: {result['conservation_error']:.1e} of them"
+    if result["left_over"]:
+        return "it left a process behind"
+    return None
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """Prints one line a kind of exchange."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in (
+        "kind", "stories", "ended", "accuracy", "if calm", "calm seeds", "same bits", "conserved",
+        "held up",
+    ):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
+    for kind in KINDS:
+        mine = [r for r in results if r["kind"] == kind]
+        fine = [r for r in mine if r["ended"]]
+        if not fine:
+            continue
+        calm = [r["calm_accuracy"] for r in fine]
+        table.add_row(
+            kind,
+            str(len(mine)),
+            str(len(fine)),
+            f"{sum(r['accuracy'] for r in fine) / len(fine):.1%}",
+            f"{sum(calm) / len(calm):.1%}",
+            f"{100 * min(calm):.1f}-{100 * max(calm):.1f}",
+            f"{sum(r['same_bits_as_calm'] for r in fine)} of {len(fine)}",
+            f"{max(r['conservation_error'] for r in fine):.1e}",
+            f"{max(r['slowest_step'] for r in fine):.1f} s",
+        )
+    Console().print(table)
+
+
+def _kinds(asked: list[str] | None) -> tuple[str, ...]:
+    for kind in asked or []:
+        if kind not in KINDS:
+            raise ConfigError(f"--kind {kind}: choose from {', '.join(KINDS)}")
+    return tuple(asked or KINDS)
+
+
+def _note(result: dict[str, Any]) -> str:
+    happened = ", ".join(event["what"] for event in result["events"])
+    if problem(result):
+        return f"{happened}: {problem(result)}"
+    return (
+        f"{happened}: {result['accuracy']:.1%}, calm {result['calm_accuracy']:.1%}, "
+        f"conserved to {result['conservation_error']:.0e}, {result['seconds']:.1f} s"
+    )
+
+
+@contextmanager
+def _nursery() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thinwire.cli.chaos_nursery"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment(), "RUST_LOG": "off"},
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with held():
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+
+
+def _heard(nursery: subprocess.Popen[str]) -> dict[str, Any]:
+    assert nursery.stdout is not None
+    line = nursery.stdout.readline()
+    if not line:
+        raise ThinwireError(f"the stories' own process ended with {nursery.wait()}")
+    heard: dict[str, Any] = json_format.loads(line)
+    return heard

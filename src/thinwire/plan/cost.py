@@ -1,0 +1,248 @@
+"""Plan: what each method would cost over a given link, from a model whose terms are all named.
+
+seconds of a round = H step + code + talk
+code   own entries at `own` s each, and what it hears at `hear` s an entry, once a message
+talk   the round's frames in virtual time: bytes, headers in, at line rate; one latency a step;
+       `message` s of software a frame
+utilisation = H step / seconds of a round
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from thinwire.errors import ConfigError
+from thinwire.exchange import AllReduce, Exchange, Gather, Here, Ring, Server
+from thinwire.exchange.over_graph import OverGraph
+from thinwire.flat import Spans
+from thinwire.keys import Key
+from thinwire.link import Link
+from thinwire.outer import Average
+from thinwire.plan.options import Option, options
+from thinwire.presets import Preset
+from thinwire.virtual import Compute, Method, Sizes, run_sizes
+
+MOST_WORKERS = 1024
+MOST_H = 512
+"""Local steps a round beyond which nothing here was measured: no such H is recommended."""
+VECTORS_OF_A_ROUND = 5
+"""Beside anchor and memory: parameters, delta, u, direction and the new anchor."""
+LEAN = 0.1
+"""Of a vector: what a round in place takes, see `lean`."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What coding costs on one machine.
+
+    Args:
+        own: seconds an entry of the model to read, code and remember one's own message, and to
+            take the outer step.
+        hear: seconds an entry of the model to decode one message and add it.
+    """
+
+    own: float = 0.0
+    hear: float = 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, and over what.
+
+    Args:
+        params: d.
+        step: seconds of a local step, communication not in it.
+        workers: N.
+        link: of each.
+        utilisation: the part of the time that machines shall compute.
+        message: seconds that software adds to each latency.
+        coding: by a method's name; nothing where it is not known.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    params: int
+    step: float
+    workers: int
+    link: Link
+    utilisation: float = 0.9
+    message: float = 0.0
+    coding: Mapping[str, Coding] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.workers <= MOST_WORKERS:
+            raise ConfigError(
+                f"a plan is for 2 to {MOST_WORKERS} workers, not {self.workers}; for more, "
+                "`thinwire simulate` runs one method"
+            )
+        if not self.step > 0:
+            raise ConfigError(f"a step of {self.step} s is no step; write --step-time 0.8s")
+        if not 0 < self.utilisation < 1:
+            raise ConfigError(
+                f"a utilisation of {self.utilisation:g} cannot be planned for; write 0.9"
+            )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs.
+
+    Args:
+        option: which.
+        sent: bytes that the busiest worker sends a round.
+        heard: bytes that the busiest worker hears a round.
+        talk: seconds from the first worker's frame to the last worker's answer.
+        code: seconds of coding a round.
+        H: local steps of a round, as the method has it.
+        H_needed: the fewest with which the utilisation asked for is reached.
+        kept: bytes that a worker keeps from round to round beside the model.
+        peak: bytes more, while a round runs.
+        exact: whether sizes are exact, not expected.
+    """
+
+    option: Option
+    sent: int
+    heard: int
+    talk: float
+    code: float
+    H: int
+    H_needed: int
+    kept: int
+    peak: int
+    exact: bool
+
+    @property
+    def pause(self) -> float:
+        """Seconds of a round in which nothing is computed."""
+        return self.talk + self.code
+
+    def seconds(self, H: int, step: float) -> float:
+        """Returns the seconds of a round of H steps."""
+        return H * step + self.pause
+
+    def utilisation(self, H: int, step: float) -> float:
+        """Returns the part of a round of H steps in which machines compute."""
+        return H * step / self.seconds(H, step)
+
+
+def costs(job: Job) -> list[Cost]:
+    """Returns what each method would cost that job.
+
+    Args:
+        job: what is to be trained, and over what.
+    """
+    return [cost(option, job) for option in options()]
+
+
+def cost(option: Option, job: Job) -> Cost:
+    """Returns what one method would cost that job: one round of it in virtual time.
+
+    Args:
+        option: the method.
+        job: what is to be trained, and over what.
+
+    Example:
+        >>> ring = next(o for o in options() if o.name == "8-bit ring")
+        >>> found = cost(ring, Job(1_100_000_000, 0.8, 16, Link(2e8, 0.04)))
+        >>> round(found.talk, 1), found.H_needed
+        (86.6, 975)
+    """
+    preset, N = option.preset, job.workers
+    sizes = Sizes(preset["compressor"], job.params)
+    H = preset["H"] if isinstance(preset["H"], int) else 1
+    method = Method(preset["exchange"], sizes, H)
+    links = [replace(job.link, latency=job.link.latency + job.message)] * N
+    # The second round: who was answered first computes first, and the first may measure something.
+    first, both = (run_sizes(method, links, rounds, Compute(job.step)) for rounds in (1, 2))
+    sent, heard = (
+        [b - a for a, b in zip(x, y, strict=True)]
+        for x, y in ((first.sent, both.sent), (first.received, both.received))
+    )
+    talk = both.now - first.now - H * job.step
+    if isinstance(preset["exchange"], AllReduce):
+        sent = heard = [2 * (N - 1) * 4 * job.params // N] * N
+    coding = job.coding.get(option.name, Coding())
+    code = job.params * (coding.own + coding.hear * heard_vectors(preset["exchange"], N))
+    asked = job.utilisation / (1 - job.utilisation)
+    needed = max(1, math.ceil(asked * (talk + code) / job.step - 1e-9))
+    kept, peak = memory(preset, job.params, N, max(heard))
+    return Cost(option, max(sent), max(heard), talk, code, H, needed, kept, peak, sizes.exact)
+
+
+def heard_vectors(exchange: Exchange, N: int) -> float:
+    """Returns how many whole vectors a worker on the critical path decodes and adds."""
+    if isinstance(exchange, AllReduce):
+        return 0.0
+    if isinstance(exchange, OverGraph):
+        return float(exchange.topology.degree(N))
+    if isinstance(exchange, Ring) and exchange.form in ("ring", "two-phase", "auto"):
+        return 2 * (N - 1) / N
+    # A master hears all and then each worker its reply; in a gather each hears all.
+    return float(N + isinstance(exchange, Server))
+
+
+def memory(preset: Preset, d: int, N: int, heard: int) -> tuple[int, int]:
+    """Returns the bytes that the busiest worker keeps, and those a round takes beside them.
+
+    Args:
+        preset: the method.
+        d: parameters.
+        N: workers.
+        heard: bytes that it hears in a round, all at once at worst.
+    """
+    spans, C, exchange = Spans.of(1024), preset["compressor"], preset["exchange"]
+    held = 0
+    for rank in (0, 1):
+        here = Here(rank, N, 0, Key(0, 0, rank), C, spans, 0)
+        state = exchange.init(here)
+        held = max(held, sum(t.numel() // spans.d for t in state.values()))
+    lean = isinstance(exchange, Gather) and C.sparsifier.drops and preset["outer"] == Average()
+    vectors = LEAN if lean else VECTORS_OF_A_ROUND
+    return 4 * d * (1 + held), int(4 * d * vectors) + heard
+
+
+def advice(job: Job, found: list[Cost]) -> tuple[Cost, int, str]:
+    """Returns the method to take, its H, and the reason, in one sentence.
+
+    The fewest local steps that reach the utilisation win, since local steps are what costs quality;
+    among those within a third of the fewest, the one that sends least. Where none reaches it with
+    H up to 512, the one that comes closest.
+
+    Args:
+        job: what is to be trained.
+        found: what each method costs.
+    """
+    asked = f"{job.utilisation:.0%}"
+    within = [c for c in found if c.H_needed <= MOST_H]
+    if not within:
+        best = min(found, key=lambda c: c.pause)
+        reached = best.utilisation(MOST_H, job.step)
+        return (
+            best,
+            MOST_H,
+            (
+                f"no method reaches {asked} with H up to {MOST_H}; this one comes closest, "
+                f"{reached:.1%} at H = {MOST_H}. A faster link, fewer workers or fewer kept "
+                "entries would help"
+            ),
+        )
+    fewest = min(c.H_needed for c in within)
+    if fewest == 1 and found[0].H_needed == 1:
+        return found[0], 1, f"the link is no bottleneck: plain averaging at every step has {asked}"
+    close = [c for c in within if c.H_needed <= math.ceil(fewest * 4 / 3)]
+    best = min(close, key=lambda c: (max(c.sent, c.heard), c.H_needed))
+    H = best.H_needed
+    plain = found[0]
+    least = "the fewest of all" if fewest == H else f"near the fewest, {fewest}"
+    return (
+        best,
+        H,
+        (
+            f"it reaches {asked} with H = {H}, {least}, and sends least of those that do; plain "
+            f"averaging would need H = {plain.H_needed:,} and has "
+            f"{plain.utilisation(1, job.step):.2%} at H = 1"
+        ),
+    )

@@ -1,0 +1,28 @@
+"""Virtual time: the same rounds over modelled links, by 1 to 10,000 workers of one process."""
+
+from thinwire.virtual.compute import Compute
+from thinwire.virtual.engine import Busy, Program, VirtualTime
+from thinwire.virtual.fast import Spoken, speak_fast
+from thinwire.virtual.programs import speaks, trains
+from thinwire.virtual.run import Method, run_sizes, run_training
+from thinwire.virtual.sizes import Sizes
+from thinwire.virtual.talks import Place, sized_round
+from thinwire.virtual.timeline import Timeline
+
+__all__ = [
+    "Busy",
+    "Compute",
+    "Method",
+    "Place",
+    "Program",
+    "Sizes",
+    "Spoken",
+    "Timeline",
+    "VirtualTime",
+    "run_sizes",
+    "run_training",
+    "sized_round",
+    "speak_fast",
+    "speaks",
+    "trains",
+]

@@ -1,0 +1,96 @@
+"""Programs: what one worker does in virtual time, with real frames or with sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from thinwire.exchange import Exchange
+from thinwire.schedule import H_at, HSchedule
+from thinwire.shell import LocalSGD
+from thinwire.transport.base import Answer, Ask
+from thinwire.virtual.compute import Compute
+from thinwire.virtual.engine import Busy, Program
+from thinwire.virtual.sizes import Sizes
+from thinwire.virtual.talks import Place, sized_round
+
+OnRound = Callable[[int, int], None]
+"""Is told that a worker has done a round: its rank, and the round's number."""
+
+
+def trains(
+    worker: LocalSGD,
+    closure: Callable[[int], Any],
+    rounds: int,
+    compute: Compute,
+    on_round: OnRound,
+) -> Program[None]:
+    """Takes real local steps and speaks real frames, each step as long as `compute` says.
+
+    Args:
+        worker: on a `Seat`.
+        closure: is told a step's number, and makes its gradients.
+        rounds: after so many it is done; where workers speak at gaps of their own, after as many
+            of the longest.
+        compute: how long a step takes.
+        on_round: is told of each round.
+    """
+    rank, step = worker.place[0], 0
+    # All must take the same number of steps where a master reads from them who speaks when.
+    steps = rounds * H_at(worker.H, 0) if worker.exchange.pace == "own" else None
+    while worker.round < rounds if steps is None else step < steps:
+        yield Busy(compute.seconds(rank, step))
+        closure(step)
+        step, before = step + 1, worker.round
+        yield from _coded(worker.steps(), compute)
+        worker.zero_grad()
+        if worker.round > before:
+            on_round(rank, before)
+
+
+def speaks(
+    exchange: Exchange,
+    sizes: Sizes,
+    seat: tuple[int, int],
+    H: HSchedule,
+    rounds: int,
+    compute: Compute,
+    on_round: OnRound,
+) -> Program[None]:
+    """Computes and speaks as `trains` does, but allocates no tensor: frames have a size only.
+
+    Args:
+        exchange: who says what to whom.
+        sizes: of the frames.
+        seat: this worker's rank, and N.
+        H: local steps of a round.
+        rounds: after so many it is done.
+        compute: how long a step takes, and whose seed is the run's.
+        on_round: is told of each round.
+    """
+    rank, N = seat
+    step = 0
+    for round in range(rounds):
+        steps = H_at(H, round)
+        yield Busy(compute.steps(rank, step, steps))
+        step += steps
+        talk = sized_round(exchange, Place(rank, N, round, compute.seed, sizes))
+        yield from _coded(talk, compute)
+        on_round(rank, round)
+
+
+def _coded(
+    talk: Generator[Ask, Answer, Any], compute: Compute
+) -> Generator[Ask | Busy, Answer, None]:
+    """Runs a talk; what it says first is coded before it leaves."""
+    try:
+        ask = next(talk)
+        if compute.round:
+            yield Busy(compute.round)
+        while True:
+            answer = yield ask
+            ask = talk.send(answer)
+    except StopIteration:
+        return
+    finally:
+        talk.close()

@@ -1,0 +1,202 @@
+"""The talks of every exchange with frames that have a size and no bytes.
+
+Each says what its exchange says, to whom and in which turn: a law runs both and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from thinwire.compress import Identity
+from thinwire.errors import ConfigError
+from thinwire.exchange import (
+    DPSGD,
+    AllReduce,
+    Choco,
+    DeepSqueeze,
+    EdgeGossip,
+    Exchange,
+    Gather,
+    Gossip,
+    Marsit,
+    Ring,
+    Server,
+)
+from thinwire.exchange.consensus import ROOT
+from thinwire.exchange.marsit import PIECE
+from thinwire.exchange.over_graph import OverGraph, Stepping
+from thinwire.exchange.segments import places
+from thinwire.transport.base import Answer, Ask, Post, Reduce, Take, Turn, turn
+from thinwire.virtual.sizes import Sized, Sizes
+from thinwire.wire.frame import HEADER
+
+Talk = Generator[Ask, Answer, None]
+NUMBER = Sized(HEADER + 8)
+"""A worker's number of which all take the mean."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands in a round.
+
+    Args:
+        rank: this worker.
+        N: workers in all.
+        round: the round number.
+        seed: of the run.
+        sizes: of its frames.
+    """
+
+    rank: int
+    N: int
+    round: int
+    seed: int
+    sizes: Sizes
+
+
+def sized_round(exchange: Exchange, at: Place) -> Talk:
+    """Says what a round of that exchange says, sizes only.
+
+    A trigger that keeps silent depends on the values, so here each worker always speaks.
+
+    Args:
+        exchange: who says what to whom.
+        at: where this worker stands.
+
+    Raises:
+        ConfigError: what this exchange says depends on more than sizes.
+    """
+    if type(exchange) not in TALKS:
+        known = ", ".join(kind.__name__ for kind in TALKS)
+        raise ConfigError(
+            f"what {exchange!r} says depends on what is learned, so sizes alone do not tell; run "
+            f"it with real frames, or take one of {known}"
+        )
+    return TALKS[type(exchange)](exchange, at)
+
+
+def _server(exchange: Server, at: Place) -> Talk:
+    root, N = exchange.root, at.N
+    said, reply = Sized(at.sizes.whole), Sized(at.sizes.reply(exchange.downlink, N))
+    post = Post(root, said, len(said))
+    if at.rank != root:
+        yield from turn((post,))
+        yield from turn(takes=(Take(root, len(reply)),))
+        return
+    yield from turn((post,), tuple(Take(rank, len(said)) for rank in range(N)))
+    yield from turn(tuple(Post(rank, reply, len(reply)) for rank in range(N) if rank != root))
+
+
+def _gather(exchange: Gather, at: Place) -> Talk:
+    said = Sized(at.sizes.whole)
+    posts = tuple(Post(rank, said, len(said)) for rank in range(at.N))
+    yield from turn(posts, tuple(Take(rank, len(said)) for rank in range(at.N)))
+
+
+def _all_reduce(exchange: AllReduce, at: Place) -> Talk:
+    yield Reduce(torch.empty(at.sizes.d, device="meta"))
+
+
+def _ring(exchange: Ring, at: Place) -> Talk:
+    form, _ = exchange.choose(at.sizes.compressor)
+    if form == "ring":
+        yield from _hops(at, exchange.pipeline, at.sizes.piece)
+    elif form == "two-phase":
+        yield from _two_phase(at, exchange.pipeline)
+    else:
+        right, left, said = (at.rank + 1) % at.N, (at.rank - 1) % at.N, Sized(at.sizes.whole)
+        for _ in range(1, at.N):
+            yield from turn((Post(right, said, len(said)),))
+            yield from turn(takes=(Take(left, len(said)),))
+
+
+def _hops(at: Place, pipeline: int, size: Callable[[int, int], int]) -> Talk:
+    N, r = at.N, at.rank
+    right, left = (r + 1) % N, (r - 1) % N
+    for hop in range(2 * N - 1):
+        # The second time round a rank passes on what it hears, up to where it came from.
+        segment = (r - hop) % N if hop < N else (r - (hop - N)) % N
+        for _, low, high in places(at.sizes.d, N, segment, pipeline):
+            n = size(low, high)
+            if hop:
+                yield from turn(takes=(Take(left, n),))
+            if N > 1 and hop < 2 * N - 2:
+                yield from turn((Post(right, Sized(n), n),))
+
+
+def _two_phase(at: Place, pipeline: int) -> Talk:
+    N, r = at.N, at.rank
+    others = [(r + hop) % N for hop in range(1, N)]
+    cuts = _cuts(at.sizes, N, pipeline)
+    for owner in others:
+        for n in cuts[owner]:
+            yield from turn((Post(owner, Sized(n), n),))
+    for n in cuts[r]:
+        yield from turn((), tuple(Take(rank, n) for rank in range(N) if rank != r))
+        frame = Sized(n)
+        yield from turn(tuple(Post(rank, frame, n) for rank in others))
+    for owner in others:
+        for n in cuts[owner]:
+            yield from turn(takes=(Take(owner, n),))
+
+
+@lru_cache(maxsize=64)
+def _cuts(sizes: Sizes, N: int, pipeline: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the bytes of each segment's pieces."""
+    return tuple(
+        tuple(sizes.piece(a, b) for _, a, b in places(sizes.d, N, g, pipeline)) for g in range(N)
+    )
+
+
+def _marsit(exchange: Marsit, at: Place) -> Talk:
+    if at.round % exchange.K == 0:
+        dense = Place(at.rank, at.N, at.round, at.seed, Sizes(Identity(), at.sizes.model))
+        yield from _two_phase(dense, Ring().pipeline)
+        return
+    yield from _number(at)
+    yield from _hops(at, PIECE, lambda low, high: HEADER + (high - low + 7) // 8)
+
+
+def _graph(exchange: OverGraph, at: Place) -> Talk:
+    round = 0 if exchange.topology.fixed else at.round
+    yield _speaks(exchange, Place(at.rank, at.N, round, at.seed, at.sizes))
+    if at.round == 0 and isinstance(exchange, Stepping) and exchange.gamma is None:
+        yield from _number(at)
+
+
+@lru_cache(maxsize=1 << 14)
+def _speaks(exchange: OverGraph, at: Place) -> Turn:
+    graph, said = exchange.topology, Sized(at.sizes.whole)
+    where = at.rank, at.N, at.round, at.seed
+    posts = tuple(Post(to, said, len(said)) for to in graph.listeners(*where))
+    return Turn(posts, tuple(Take(j, len(said)) for j in graph.neighbours(*where)))
+
+
+def _number(at: Place) -> Talk:
+    others = [rank for rank in range(at.N) if rank != ROOT]
+    n = len(NUMBER)
+    if at.rank != ROOT:
+        yield from turn((Post(ROOT, NUMBER, n),))
+        yield from turn(takes=(Take(ROOT, n),))
+        return
+    yield from turn(takes=tuple(Take(rank, n) for rank in others))
+    yield from turn(tuple(Post(rank, NUMBER, n) for rank in others))
+
+
+TALKS: dict[type[Exchange], Callable[[Any, Place], Talk]] = {
+    Server: _server,
+    Gather: _gather,
+    AllReduce: _all_reduce,
+    Ring: _ring,
+    Marsit: _marsit,
+    Gossip: _graph,
+    Choco: _graph,
+    DeepSqueeze: _graph,
+    DPSGD: _graph,
+    EdgeGossip: _graph,
+}

@@ -1,0 +1,58 @@
+"""A paced link costs what its model says, and changes no bit."""
+
+import pytest
+
+from thinwire.cli.gang import Gang
+from thinwire.errors import ThinwireError
+from thinwire.link import Link
+
+SLACK = 0.25
+"""Seconds that two busy cores may add to any of these."""
+
+
+def messages(N, job, **args):
+    with Gang(N, job, args) as gang:
+        return list(gang.messages())
+
+
+@pytest.mark.network
+def test_frames_share_the_receivers_downlink_and_wait_for_the_latency(jobs):
+    link, n = "40mbit,30ms", 250_000
+    said = messages(4, jobs("everybody_to_rank_0"), link=link, bytes=n, rounds=3)
+    wanted = 3 * Link.parse(link).seconds(n) + 0.03
+    assert all(all(m["whole"]) for m in said)
+    assert min(m["seconds"] for m in said) >= wanted - 1e-3
+    assert min(m["seconds"] for m in said) <= wanted + SLACK
+
+
+@pytest.mark.network
+def test_a_faster_downlink_takes_the_frames_of_several_at_once(jobs):
+    link, n = "40mbit,0ms,down=400mbit", 250_000
+    said = messages(3, jobs("everybody_to_rank_0"), link=link, bytes=n, rounds=3)
+    wanted = Link.parse(link).seconds(n)
+    assert wanted - 1e-3 <= min(m["seconds"] for m in said) <= wanted + 0.04
+
+
+@pytest.mark.network
+def test_a_reduce_takes_as_long_as_a_ring(jobs):
+    said = messages(3, jobs("sums"), link="20mbit,10ms", d=100_000)
+    wanted = Link.parse("20mbit,10ms").all_reduce(400_000, 3)
+    assert all(m["right"] for m in said)
+    assert wanted - 1e-3 <= min(m["seconds"] for m in said) <= wanted + SLACK
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("preset", ["qsparse_local_sgd", "qprsgd_gossip", "vanilla"])
+def test_a_link_with_jitter_and_loss_changes_no_bit_and_no_count(jobs, preset):
+    said = messages(3, jobs("trains"), link="100mbit,1ms,jitter=3ms,loss=5%", preset=preset)
+    for rank in range(3):
+        plain, paced = [m for m in said if m["rank"] == rank]
+        assert {**plain, "rank": 0} == {**paced, "rank": 0}
+
+
+@pytest.mark.network
+def test_a_frame_that_is_dropped_is_an_error_of_the_round_where_nothing_can_go_on(jobs):
+    with pytest.raises(ThinwireError, match="0 bytes are no frame"):
+        messages(
+            2, jobs("trains"), link="100mbit,1ms,drop=90%,patience=50ms", preset="qsparse_local_sgd"
+        )

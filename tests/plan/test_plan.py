@@ -1,0 +1,121 @@
+"""A plan's terms add up, its H is the fewest, and its memory is what exchanges keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import thinwire as tw
+from thinwire.cli import main
+from thinwire.link import Link
+from thinwire.plan import MOST_H, Coding, Job, advice, cost, costs, options
+from thinwire.wire.frame import HEADER
+
+JOB = Job(10_000_000, 0.5, 8, Link(1e8, 0.01))
+BY_NAME = {option.name: option for option in options()}
+
+
+def test_an_all_reduce_is_a_ring_at_line_rate() -> None:
+    found = cost(BY_NAME["vanilla, all-reduce"], JOB)
+    payload = 2 * 7 / 8 * 4e7
+    assert found.sent == found.heard == payload
+    assert found.talk == pytest.approx(payload * 8 / 1e8 * 1.0456 + 14 * 0.01, rel=0.002)
+
+
+def test_a_master_hears_all_and_answers_all() -> None:
+    found = cost(BY_NAME["SignTopK 1 %, server"], JOB)
+    C = tw.TopK(density=0.01) >> tw.Sign()
+    assert found.heard <= 7 * (HEADER + C.nbytes(10_000_000))
+    # Who is answered first speaks again while others are answered: only the last speaks alone.
+    one_up = found.heard / 7
+    line = (found.sent + one_up) * 8 / 1e8 * 1.0456
+    assert found.talk == pytest.approx(line + 0.02, rel=0.01)
+
+
+def test_the_needed_H_is_the_fewest_that_reaches_the_utilisation() -> None:
+    for found in costs(JOB):
+        assert found.utilisation(found.H_needed, JOB.step) >= JOB.utilisation
+        if found.H_needed > 1:
+            assert found.utilisation(found.H_needed - 1, JOB.step) < JOB.utilisation
+
+
+def test_coding_and_software_are_terms_of_their_own() -> None:
+    name = "SignTopK 1 %, gather"
+    plain = cost(BY_NAME[name], JOB)
+    coded = cost(BY_NAME[name], replace(JOB, coding={name: Coding(1e-9, 2e-10)}))
+    assert (plain.code, coded.talk) == (0, plain.talk)
+    assert coded.code == pytest.approx(1e7 * (1e-9 + 8 * 2e-10))
+    assert cost(BY_NAME[name], replace(JOB, message=0.1)).talk == pytest.approx(plain.talk + 0.1)
+
+
+def test_memory_is_the_anchor_and_what_the_exchange_keeps() -> None:
+    kept = {found.option.name: found.kept / 4e7 for found in costs(JOB)}
+    assert kept["vanilla, all-reduce"] == 1
+    assert kept["SignTopK 1 %, gather"] == 2
+    assert kept["8-bit ring"] == 1
+    assert kept["8-bit gossip, ring"] == 2
+    assert kept["CHOCO TopK 10 %"] == 3
+
+
+def test_advice_takes_few_steps_and_few_bytes_and_says_when_nothing_helps() -> None:
+    best, H, reason = advice(JOB, costs(JOB))
+    assert best.H_needed == H <= MOST_H
+    assert "reaches 90%" in reason
+    fast = replace(JOB, link=Link(1e12, 1e-6), step=10.0)
+    assert advice(fast, costs(fast))[:2] == (costs(fast)[0], 1)
+    slow = replace(JOB, link=Link(1e3, 1.0), step=0.01)
+    best, H, reason = advice(slow, costs(slow))
+    assert H == MOST_H
+    assert "no method reaches" in reason
+
+
+def test_every_options_code_makes_its_preset() -> None:
+    for option in options():
+        line = option.code.format(H=5)
+        made = eval(f"dict({line})" if line.startswith("H=") else line, {"tw": tw})
+        assert made["exchange"] == option.preset["exchange"]
+        assert made.get("compressor", tw.Identity()) == option.preset["compressor"]
+        if "{H}" in option.code:
+            assert made["H"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--params", "1e6"], "needs --step-time, such as --step-time 0.8s"),
+        (["--params", "lots"], "write 1.1e9, 350M or 70B"),
+        (["--params", "1e6", "--step-time", "1", "--workers", "4", "--bandwidth", "0", "--latency",
+          "1ms"], "write one such as 100mbit"),
+        (["--params", "1e6", "--step-time", "1", "--workers", "1", "--bandwidth", "1e8",
+          "--latency", "1ms"], "2 to 1024 workers"),
+        (["--params", "1e6", "--step-time", "1", "--workers", "4", "--bandwidth", "1e8",
+          "--latency", "1ms", "--utilisation", "1"], "write 0.9"),
+        (["--params", "1e6", "--measure", "--step-time", "1"], "write torchrun"),
+        (["--params", "1e6", "--step-from", "a:b"], "timed with --measure"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_refused_with_a_right_one(arguments, said, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_command_prints_a_table_a_reason_and_code_within_80_columns(
+    capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    job = "--params 1e7 --step-time 0.5 --workers 8 --bandwidth 100mbit --latency 10ms"
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *job.split(), "--no-coding"])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    assert all(option.name in out for option in options())
+    assert "Take " in out
+    *lines, code = [line for line in out.splitlines() if line.strip()]
+    assert max(len(line) for line in lines) <= 80
+    assert code.strip().startswith("optimizer = tw.LocalSGD(model, optimizer,")
+    assert "…" not in out
