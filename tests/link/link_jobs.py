@@ -24,8 +24,9 @@ def everybody_to_rank_0(rank, N, args, say):
     """The others post one frame at once; rank 0 says how long it took to have them all."""
     n, wire = args["bytes"], paced(args["link"])
     for _ in range(args.get("rounds", 1)):
-        dist.barrier()
+        # Before the barrier: nobody posts until rank 0 is there.
         began = time.monotonic()
+        dist.barrier()
         if rank:
             wire.turn(Turn((Post(0, frame(rank, n), n),)))
         else:
@@ -37,8 +38,8 @@ def everybody_to_rank_0(rank, N, args, say):
 
 def sums(rank, N, args, say):
     wire, vector = paced(args["link"]), torch.full((args["d"],), float(rank))
-    dist.barrier()
     began = time.monotonic()
+    dist.barrier()
     total = wire.reduce(vector)
     say("took", seconds=time.monotonic() - began, right=bool((total == sum(range(N))).all()))
 

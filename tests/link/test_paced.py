@@ -6,8 +6,8 @@ from thinwire.cli.gang import Gang
 from thinwire.errors import ThinwireError
 from thinwire.link import Link
 
-SLACK = 0.25
-"""Seconds that two busy cores may add to any of these."""
+SLACK = 3.0
+"""Seconds that busy cores may add to any of these: what is held is that none is sooner."""
 
 
 def messages(N, job, **args):
@@ -27,10 +27,11 @@ def test_frames_share_the_receivers_downlink_and_wait_for_the_latency(jobs):
 
 @pytest.mark.network
 def test_a_faster_downlink_takes_the_frames_of_several_at_once(jobs):
-    link, n = "40mbit,0ms,down=400mbit", 250_000
+    link, n = "20mbit,0ms,down=200mbit", 2_500_000
     said = messages(3, jobs("everybody_to_rank_0"), link=link, bytes=n, rounds=3)
     wanted = Link.parse(link).seconds(n)
-    assert wanted - 1e-3 <= min(m["seconds"] for m in said) <= wanted + 0.04
+    # One after the other they would take twice as long.
+    assert wanted - 1e-3 <= min(m["seconds"] for m in said) <= 1.8 * wanted
 
 
 @pytest.mark.network
