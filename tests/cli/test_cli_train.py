@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import struct
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from mnist_files import idx, write_digits
 
 import thinwire as tw
 from thinwire.cli import main
@@ -20,24 +19,9 @@ from thinwire.cli.mnist_setting import Setting
 KEYS = {"preset", "steps", "rounds", "framed_bytes", "fixed_width_bits", "test_error", "seconds"}
 
 
-def idx(array: Tensor) -> bytes:
-    head = b"\x00\x00\x08" + bytes([array.dim()]) + struct.pack(f">{array.dim()}I", *array.shape)
-    return head + array.to(torch.uint8).numpy().tobytes()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten easy classes: each digit lights two rows of its own."""
-    g = torch.Generator().manual_seed(0)
-    for split, n in (("train", 300), ("test", 100)):
-        labels = torch.randint(10, (n,), generator=g)
-        images = torch.randint(60, (n, 28, 28), generator=g)
-        for i, digit in enumerate(labels.tolist()):
-            images[i, 2 * digit : 2 * digit + 2] = 250
-        (tmp_path / FILES[f"{split}_labels"]).write_bytes(idx(labels))
-        packed = gzip.compress(idx(images))
-        (tmp_path / f"{FILES[f'{split}_images']}.gz").write_bytes(packed)
-    return tmp_path
+    return write_digits(tmp_path, zipped=True)
 
 
 def run(*arguments: object) -> int:

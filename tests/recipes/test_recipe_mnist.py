@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +10,11 @@ from pathlib import Path
 import mnist_schemes
 import mnist_table
 import pytest
-import torch
+from mnist_files import write_digits
 from mnist_schemes import DRAWN, FIGURES, SCHEMES, file_of, protocol_a, protocol_b, runs_of
 from programs import program
 
 import thinwire as tw
-from thinwire.cli.idx import FILES
 from thinwire.cli.mnist_setting import Setting
 from thinwire.runs import read_runs
 
@@ -24,23 +22,9 @@ mnist_run = program("mnist")
 SEEDS = range(2)
 
 
-def idx(array: torch.Tensor) -> bytes:
-    head = b"\x00\x00\x08" + bytes([array.dim()]) + struct.pack(f">{array.dim()}I", *array.shape)
-    return head + array.to(torch.uint8).numpy().tobytes()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten easy classes: each digit lights two rows of its own."""
-    g = torch.Generator().manual_seed(0)
-    for split, n in (("train", 300), ("test", 100)):
-        labels = torch.randint(10, (n,), generator=g)
-        images = torch.randint(60, (n, 28, 28), generator=g)
-        for i, digit in enumerate(labels.tolist()):
-            images[i, 2 * digit : 2 * digit + 2] = 250
-        (tmp_path / FILES[f"{split}_labels"]).write_bytes(idx(labels))
-        (tmp_path / FILES[f"{split}_images"]).write_bytes(idx(images))
-    return tmp_path
+    return write_digits(tmp_path, zipped=False)
 
 
 def log_of(folder: Path, setting: Setting, errors: list[float], done: bool = True) -> None:
