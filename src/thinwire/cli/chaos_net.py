@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from types import TracebackType
 
 from thinwire.errors import ConfigError, ThinwireError
 
@@ -94,12 +93,7 @@ class Hosts:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._remove()
 
     def _remove(self) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from thinwire.cli.hub_worker import HubJob, WorkerJob, learn, serve
@@ -76,12 +75,7 @@ class HubGang:
         self._ears.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with held():
             self._over.set()
             for process in (*self.workers.values(), self.hub):
