@@ -96,7 +96,9 @@ class Worker:
             for r, draws in zip(ranks, self.draws, strict=True)
         ]
         x, y = (torch.cat(part) for part in zip(*drawn, strict=True))
-        loss = self.model.loss(x, y)
+        # As on most machines that train such models: matrix products in bfloat16, the rest float32.
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.model.loss(x, y)
         loss.backward()
         return float(loss.detach())
 

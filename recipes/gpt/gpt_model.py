@@ -78,7 +78,7 @@ class GPT(nn.Module):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the mean cross-entropy in nats; y is x one byte on."""
-        return functional.cross_entropy(self(x).flatten(0, 1), y.flatten())
+        return functional.cross_entropy(self(x).flatten(0, 1).float(), y.flatten())
 
 
 def parameters(shape: Shape) -> int:
