@@ -22,9 +22,10 @@ from thinwire.kernels.cpu_lloyd import look_up, two_levels
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_owed import land, owe, scatter, settle
 from thinwire.kernels.cpu_quantize import quantize, quantize_levels, signs
+from thinwire.kernels.cpu_randk import randk
 from thinwire.kernels.cpu_rotate import hadamard
 from thinwire.kernels.cpu_select import gather, pick, topk
-from thinwire.kernels.cpu_words import randk, words
+from thinwire.kernels.cpu_words import words
 from thinwire.kernels.owed import Owed
 
 __all__ = [

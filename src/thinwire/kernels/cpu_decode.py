@@ -214,17 +214,17 @@ def accumulate(
 
 @kernel
 def _fit(
-    v: Array, packed: Array, width: Number, starts: Array, lows: Array, steps: Array, out: Array
-) -> None:
+    v: Array, packed: Array, width: Number, starts: Array, lows: Array, steps: Array,
+    low: Number, high: Number, slots: Array,
+) -> None:  # fmt: skip
+    """Writes <v, x> and <x, x> of each group's piece in each chunk."""
     codes = np.empty(_BLOCK, np.uint16)
     values = np.empty(_CHUNK, np.float32)
     lanes = np.empty(_LANES, np.float64)
-    above = np.zeros(out.size, np.float64)
-    below = np.zeros(out.size, np.float64)
-    g = 0
-    block_group = 0
-    for chunk in range(0, v.size, _CHUNK):
-        m = min(_CHUNK, v.size - chunk)
+    g = group_of(starts, low)
+    block_group = g
+    for chunk in range(low, high, _CHUNK):
+        m = min(_CHUNK, high - chunk)
         for at in range(0, m, _BLOCK):
             block = values[at : min(m, at + _BLOCK)]
             block_group = _decode_block(
@@ -236,11 +236,21 @@ def _fit(
                 g += 1
             upto = min(m, starts[g + 1] - chunk)
             x = values[at:upto]
-            below[g] += dot(x, x, chunk + at, lanes)
-            above[g] += dot(v[chunk + at : chunk + upto], x, chunk + at, lanes)
+            place = g + chunk // _CHUNK
+            slots[place, 0] = dot(v[chunk + at : chunk + upto], x, chunk + at, lanes)
+            slots[place, 1] = dot(x, x, chunk + at, lanes)
             at = upto
+
+
+@kernel
+def _factors(slots: Array, starts: Array, out: Array) -> None:
     for g in range(out.size):
-        out[g] = above[g] / below[g] if below[g] != 0 else 0.0
+        above, below = 0.0, 0.0
+        if starts[g + 1] > starts[g]:
+            for chunk in range(starts[g] // _CHUNK, (starts[g + 1] - 1) // _CHUNK + 1):
+                above += slots[g + chunk, 0]
+                below += slots[g + chunk, 1]
+        out[g] = above / below if below != 0 else 0.0
 
 
 def fit(
@@ -254,7 +264,9 @@ def fit(
     """Agrees bit for bit with `reference.fit`."""
     checks.check_vector(v, starts)
     checks.check_coded(packed, width, starts, lows, steps)
-    out = host.empty(starts.numel() - 1)
+    out, n = host.empty(starts.numel() - 1), v.numel()
     given = array(v), array(packed), width, array(starts), array(lows), array(steps)
-    _fit(*given, out.numpy())
+    slots = np.empty((out.numel() + n // _CHUNK + 1, 2), np.float64)
+    each_stretch(n, lambda low, high: _fit(*given, low, high, slots))
+    _factors(slots, array(starts), out.numpy())
     return out

@@ -14,6 +14,7 @@ from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import block_bytes, get_block, largest_code, put_block
 from thinwire.kernels.cpu_index import padded_words, peek, put
 from thinwire.kernels.numba_support import Array, Number, array, kernel, trailing_zeros
+from thinwire.kernels.parallel import each_share, each_stretch
 
 _BLOCK = reference.BLOCK
 _STATE = reference.STATE
@@ -25,18 +26,22 @@ _TABLE_ABOVE = reference.TABLE_ABOVE
 _SHARES_ABOVE = reference.SHARES_ABOVE
 _STATE_OUTSIDE = reference.STATE_OUTSIDE
 _UNFINISHED = reference.UNFINISHED
+_WORDS_LEFT = reference.WORDS_LEFT
 _STATE_BYTES = reference.STATE_BYTES
+_SEGMENT = reference.SEGMENT
 _MOST_TABLE = 4096
 """More bytes than any table has: 256 codes of at most 33 + 19 bits."""
 
 
 @kernel
-def _histogram(packed: Array, n: Number, width: Number, counts: Array) -> None:
+def _histogram(
+    packed: Array, width: Number, low: Number, high: Number, counts: Array
+) -> None:
     # Rows take turns, since one counter hit again and again waits for itself.
     scratch = np.empty(_BLOCK, np.uint16)
     turn = counts.shape[0] - 1
-    for first in range(0, n, _BLOCK):
-        block = scratch[: min(_BLOCK, n - first)]
+    for first in range(low, high, _BLOCK):
+        block = scratch[: min(_BLOCK, high - first)]
         at = first // 8 * width
         get_block(packed[at : at + block_bytes(block.size, width)], width, block)
         for j in range(block.size):
@@ -45,10 +50,9 @@ def _histogram(packed: Array, n: Number, width: Number, counts: Array) -> None:
 
 @kernel
 def _encode(
-    packed: Array, n: Number, width: Number, shares: Array, R: Number, x: Array, words: Array,
-    most: Number,
+    packed: Array, n: Number, width: Number, shares: Array, R: Number, x: Array, words: Array
 ) -> Number:  # fmt: skip
-    """Fills `words` from its end; returns where they begin, or -1 for more than `most`."""
+    """Fills `words` from its end, at most one a code; returns where they begin."""
     M = np.int64(1) << R
     limit = shares << (40 - R)
     inverse = 1.0 / np.maximum(shares, 1)
@@ -71,8 +75,6 @@ def _encode(
             # Below 2**40 the half keeps the float64 product off the whole numbers: q is exact.
             q = np.int64((np.float64(state) + 0.5) * inverse[code])
             x[j & turn] = state + q * rest[code] + below[code]
-        if words.size - at > most:
-            return -1
     return at
 
 
@@ -99,11 +101,17 @@ def _write_table(shares: Array, used: Array, words: Array) -> Number:
 
 
 def _entropy_coded(packed: Array, n: int, width: int) -> list[Array] | None:
-    """Returns table, states and words, or None where they are not shorter than `packed`."""
+    """Returns table, sizes and segments, or None where they are not shorter than `packed`."""
     R, lanes = reference.entropy_shape(n)
-    counts = np.zeros((4 if width <= 8 else 1, 1 << width), np.int64)
-    _histogram(packed, n, width, counts)
-    total = counts.sum(0)
+    counted: list[Array] = []
+
+    def count(low: int, high: int) -> None:
+        counts = np.zeros((4 if width <= 8 else 1, 1 << width), np.int64)
+        _histogram(packed, width, low, high, counts)
+        counted.append(counts.sum(0))
+
+    each_stretch(n, count)
+    total = np.sum(counted, 0)
     used = np.flatnonzero(total)
     if not 0 < used.size <= 1 << R // 2:
         return None
@@ -114,16 +122,22 @@ def _entropy_coded(packed: Array, n: int, width: int) -> list[Array] | None:
         return None
     table = np.zeros(_MOST_TABLE // 8, np.uint64)
     head = table.view(np.uint8)[: _write_table(shares, used, table)]
-    most = (packed.size - 1 - head.size - lanes * _STATE_BYTES) // 2
-    if most < 0:
-        return None
-    words = np.empty(most + _BLOCK + 1, np.uint16)
-    states = np.full(lanes, _STATE, np.int64)
-    at = _encode(packed, n, width, shares, R, states, words, most)
-    if at < 0:
-        return None
-    tails = states.view(np.uint8).reshape(lanes, 8)[:, :_STATE_BYTES]
-    return [head, tails.ravel(), words[at:].view(np.uint8)]
+    segments: list[list[Array]] = [[] for _ in range(0, n, _SEGMENT)]
+
+    def encode(first: int, last: int) -> None:
+        for s in range(first, last):
+            own = packed[s * _SEGMENT // 8 * width : (s + 1) * _SEGMENT // 8 * width]
+            size = min(_SEGMENT, n - s * _SEGMENT)
+            words = np.empty(size + 1, np.uint16)
+            states = np.full(lanes, _STATE, np.int64)
+            at = _encode(own, size, width, shares, R, states, words)
+            tails = states.view(np.uint8).reshape(lanes, 8)[:, :_STATE_BYTES]
+            segments[s] = [tails.ravel(), words[at:].view(np.uint8).copy()]
+
+    each_share(n, len(segments), encode)
+    sizes = np.array([sum(part.size for part in parts) for parts in segments[:-1]], "<u4")
+    coded = [head, sizes.view(np.uint8), *(part for parts in segments for part in parts)]
+    return coded if sum(part.size for part in coded) < packed.size else None
 
 
 def encode_codes(packed: torch.Tensor, n: int, width: int) -> torch.Tensor:
@@ -184,16 +198,21 @@ def _read_table(
 
 
 @kernel
+def _own(shares: Array, owner: Array) -> None:
+    at = 0
+    for i in range(shares.size):
+        owner[at : at + shares[i]] = i
+        at += shares[i]
+
+
+@kernel
 def _decode(
     words: Array, there: Number, n: Number, width: Number, codes: Array, shares: Array,
-    R: Number, x: Array, out: Array,
+    owner: Array, R: Number, x: Array, out: Array,
 ) -> Number:  # fmt: skip
     """Decodes n codes into packed `out`; returns status and the words used."""
     M = np.int64(1) << R
     below = np.cumsum(shares) - shares
-    owner = np.empty(M, np.uint8)
-    for i in range(codes.size):
-        owner[below[i] : below[i] + shares[i]] = i
     scratch = np.empty(_BLOCK, np.uint16)
     turn = x.size - 1
     at = np.int64(0)
@@ -219,6 +238,32 @@ def _decode(
     return _FINE, at
 
 
+class _Book:
+    """A table as segments are read by it."""
+
+    def __init__(self, codes: Array, shares: Array, R: int, lanes: int) -> None:
+        self.codes, self.shares, self.R, self.lanes = codes, shares, R, lanes
+        self.owner = np.empty(1 << R, np.uint8)
+        _own(shares, self.owner)
+
+    def read(self, data: Array, n: int, width: int, out: Array) -> tuple[int, int]:
+        """Decodes a segment of n codes; returns status and the bytes used."""
+        head = self.lanes * _STATE_BYTES
+        if head > data.size:
+            return _ENDS_EARLY, 0
+        x = np.zeros(self.lanes, np.int64)
+        x.view(np.uint8).reshape(-1, 8)[:, :_STATE_BYTES] = data[:head].reshape(self.lanes, -1)
+        if x.min() < _STATE or x.max() >= _STATE << 16:
+            return _STATE_OUTSIDE, 0
+        # A code takes at most one word, and a block may ask for as many beyond the end.
+        there = min((data.size - head) // 2, n)
+        words = np.zeros(there + _BLOCK + 1, np.uint16)
+        words.view(np.uint8)[: 2 * there] = data[head : head + 2 * there]
+        table = self.codes, self.shares, self.owner, self.R
+        status, used = _decode(words, there, n, width, *table, x, out)
+        return status, head + 2 * used
+
+
 def _read_entropy(
     data: Array, n: int, width: int, top: int
 ) -> tuple[tuple[int, int, int], torch.Tensor, int]:
@@ -229,20 +274,31 @@ def _read_entropy(
     status, a, b, m, size = _read_table(padded_words(head), len(head), top, R, codes, shares)
     if status != _FINE:
         return (status, a, b), nothing, 0
-    at = size + lanes * _STATE_BYTES
-    if at > data.size:
+    segments = max(1, -(-n // _SEGMENT))
+    begin = size + 4 * (segments - 1)
+    sizes = data[size:begin].copy()
+    if begin > data.size:
         return (_ENDS_EARLY, 0, 0), nothing, 0
-    x = np.zeros(lanes, np.int64)
-    x.view(np.uint8).reshape(lanes, 8)[:, :_STATE_BYTES] = data[size:at].reshape(lanes, -1)
-    if x.min() < _STATE or x.max() >= _STATE << 16:
-        return (_STATE_OUTSIDE, 0, 0), nothing, 0
-    there = (data.size - at) // 2
-    words = np.zeros(there + _BLOCK + 1, np.uint16)
-    words.view(np.uint8)[: 2 * there] = data[at : at + 2 * there]
+    edges = begin + np.concatenate([[0], np.cumsum(sizes.view("<u4"), dtype=np.int64)])
+    if edges[-1] > data.size:
+        return (_ENDS_EARLY, 0, 0), nothing, 0
     out = host.empty(checks.packed_bytes(n, width), torch.uint8)
-    table = codes[:m], shares[:m]
-    status, used = _decode(words, there, n, width, *table, R, x, out.numpy())
-    return (status, 0, 0), out, at + 2 * used
+    book = _Book(codes[:m], shares[:m], R, lanes)
+    packed, ended = out.numpy(), [(_FINE, 0)] * segments
+
+    def read(first: int, last: int) -> None:
+        for s in range(first, last):
+            own = data[edges[s] : edges[s + 1] if s + 1 < segments else data.size]
+            place = packed[s * _SEGMENT // 8 * width : (s + 1) * _SEGMENT // 8 * width]
+            ended[s] = book.read(own, min(_SEGMENT, n - s * _SEGMENT), width, place)
+
+    each_share(max(n, 1), segments, read)
+    for s, (status, used) in enumerate(ended):
+        if status != _FINE:
+            return (status, 0, 0), nothing, 0
+        if s + 1 < segments and used != edges[s + 1] - edges[s]:
+            return (_WORDS_LEFT, s, 0), nothing, 0
+    return (_FINE, 0, 0), out, int(edges[-1]) + ended[-1][1]
 
 
 def decode_codes(

@@ -164,32 +164,58 @@ def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 @kernel
-def _extrema(v: Array, starts: Array, lows: Array, highs: Array) -> None:
+def _extrema(v: Array, starts: Array, low: Number, high: Number, slots: Array) -> None:
     # Lanes again: without fast math a plain minimum does not vectorise.
-    low = np.empty(_LANES, np.float32)
-    high = np.empty(_LANES, np.float32)
-    for g in range(lows.size):
-        a = v[starts[g] : starts[g + 1]]
-        low[:] = a[0] if a.size else np.float32(0)
-        high[:] = low
+    least = np.empty(_LANES, np.float32)
+    most = np.empty(_LANES, np.float32)
+    g = group_of(starts, low)
+    at = low
+    while at < high:
+        while starts[g + 1] <= at:
+            g += 1
+        chunk = at // _CHUNK
+        upto = min(high, starts[g + 1], (chunk + 1) * _CHUNK)
+        a = v[at:upto]
+        least[:] = a[0]
+        most[:] = a[0]
         whole = a.size // _LANES * _LANES
         for i in range(0, whole, _LANES):
             x = a[i : i + _LANES]
             for j in range(_LANES):
-                low[j] = x[j] if x[j] < low[j] else low[j]
+                least[j] = x[j] if x[j] < least[j] else least[j]
             for j in range(_LANES):
-                high[j] = x[j] if x[j] > high[j] else high[j]
+                most[j] = x[j] if x[j] > most[j] else most[j]
         for i in range(whole, a.size):
-            low[0] = min(low[0], a[i])
-            high[0] = max(high[0], a[i])
+            least[0] = min(least[0], a[i])
+            most[0] = max(most[0], a[i])
+        slots[g + chunk, 0] = least.min()
+        slots[g + chunk, 1] = most.max()
+        at = upto
+
+
+@kernel
+def _widest(slots: Array, starts: Array, lows: Array, highs: Array) -> None:
+    """Writes each group's extrema, of those of its piece in each chunk."""
+    for g in range(lows.size):
+        low, high = np.float32(0), np.float32(0)
+        if starts[g + 1] > starts[g]:
+            first = g + starts[g] // _CHUNK
+            low, high = slots[first, 0], slots[first, 1]
+            for place in range(first + 1, g + (starts[g + 1] - 1) // _CHUNK + 1):
+                low = min(low, slots[place, 0])
+                high = max(high, slots[place, 1])
         # Adding +0.0 turns -0.0 into +0.0.
-        lows[g] = low.min() + np.float32(0)
-        highs[g] = high.max() + np.float32(0)
+        lows[g] = low + np.float32(0)
+        highs[g] = high + np.float32(0)
 
 
 def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.extrema`."""
     checks.check_vector(v, starts)
-    lows, highs = host.empty(starts.numel() - 1), host.empty(starts.numel() - 1)
-    _extrema(array(v), array(starts), lows.numpy(), highs.numpy())
+    groups, n = starts.numel() - 1, v.numel()
+    lows, highs = host.empty(groups), host.empty(groups)
+    a, cuts = array(v), array(starts)
+    slots = np.empty((groups + n // _CHUNK + 1, 2), np.float32)
+    each_stretch(n, lambda low, high: _extrema(a, cuts, low, high, slots))
+    _widest(slots, cuts, lows.numpy(), highs.numpy())
     return lows, highs

@@ -94,15 +94,18 @@ def _drop_equal(bound: Number, k: Number, m: Number, index: Array, raw: Array) -
 
 
 @kernel
-def _candidates(
-    block: Array, first: Number, limit: Number, m: Number, index: Array, raw: Array
+def candidates(
+    block: Array, first: Number, mask: Number, limit: Number, m: Number, index: Array, raw: Array
 ) -> Number:
-    """Collects the entries that reach the limit, m being there; returns how many are there now."""
+    """Collects the entries that reach the limit, m being there; returns how many are there now.
+
+    There must be room for all of the block, and for one more.
+    """
     # Unsigned places, since negative ones would each be tested for.
     to, one = np.uint64(m), np.uint64(1)
     whole = block.size // _LINE * _LINE
     for at in range(0, whole, _LINE):
-        hits = reaching(block.ctypes.data + 4 * at, _MAGNITUDE, limit)
+        hits = reaching(block.ctypes.data + 4 * at, mask, limit)
         # The first two without a branch that would be guessed wrong; more are rare.
         for _ in range(2):
             j = np.uint64(at) + (trailing_zeros(hits) & np.uint64(_LINE - 1))
@@ -117,7 +120,7 @@ def _candidates(
             to += one
             hits &= hits - one
     for j in range(whole, block.size):
-        if np.uint32(block[j] & _MAGNITUDE) >= limit:
+        if np.uint32(block[j] & mask) >= limit:
             index[to] = np.uint32(first + j)
             raw[to] = block[j]
             to += one
@@ -140,7 +143,8 @@ def _search(
             if limit > bound or m > index.size - _CHECKED - _LINE:
                 return -1, limit
             limit = np.uint32(bound + np.uint32(1))
-        m = _candidates(block[at : at + _CHECKED], first + at, limit, m, index, raw)
+        part = block[at : at + _CHECKED]
+        m = candidates(part, first + at, _MAGNITUDE, limit, m, index, raw)
     return m, limit
 
 
@@ -169,6 +173,29 @@ def _compact(
 
 
 @kernel
+def gathered(
+    g: Number, p: Number, owner: Array, offsets: Array, index: Array, raw: Array, found: Array
+) -> Number:
+    """Moves candidates of a group's later pieces, from p on, up behind the earlier ones'.
+
+    Returns where they begin, how many they are, whether no piece ran out of room, and the next
+    group's first piece.
+    """
+    begin = offsets[p] if p < owner.size else 0
+    m = 0
+    complete = True
+    while p < owner.size and owner[p] == g:
+        complete = complete and found[p] >= 0
+        if complete:
+            for j in range(found[p]):
+                index[begin + m + j] = index[offsets[p] + j]
+                raw[begin + m + j] = raw[offsets[p] + j]
+            m += found[p]
+        p += 1
+    return begin, m, complete, p
+
+
+@kernel
 def _finish(
     plain: Array, owed: Any, starts: Array, counts: Array, owner: Array, offsets: Array,
     index: Array, raw: Array, found: Array, out: Array, values: Array,
@@ -182,18 +209,7 @@ def _finish(
         chosen = out[at : at + k]
         there = bits[at : at + k]
         at += k
-        begin = offsets[p] if p < owner.size else 0
-        m = 0
-        complete = True
-        while p < owner.size and owner[p] == g:
-            complete = complete and found[p] >= 0
-            if complete:
-                # Candidates of a group's later pieces move up behind the earlier ones'.
-                for j in range(found[p]):
-                    index[begin + m + j] = index[offsets[p] + j]
-                    raw[begin + m + j] = raw[offsets[p] + j]
-                m += found[p]
-            p += 1
+        begin, m, complete, p = gathered(g, p, owner, offsets, index, raw, found)
         if k == 0:
             continue
         if complete and m >= k:
@@ -233,6 +249,24 @@ def _room(size: int, n: int) -> Array:
     return room
 
 
+def pieces_of(
+    cuts: Array, kept: Array, most: Array
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Cuts groups where stretches end, with room for the candidates of each piece.
+
+    Returns where pieces start, their groups, where the room of each begins, the room, of places
+    and of bits, and an entry a piece for how many were found.
+    """
+    n = int(cuts[-1])
+    edges = np.array([low for low, _ in stretches(n)], np.int64)
+    pieces = np.unique(np.concatenate([cuts, edges]))
+    owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
+    room = np.where(kept > 0, np.minimum(most, np.diff(cuts)) + _CHECKED + _LINE, 0)[owner]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
+    index, raw = _room(int(offsets[-1]), n)
+    return pieces, owner, offsets, index, raw, np.empty(owner.size, np.int64)
+
+
 def _select(
     plain: Array, owed: Any, starts: torch.Tensor, counts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -241,13 +275,7 @@ def _select(
     values = host.empty(out.numel())
     bounds, most = np.empty(kept.size, np.uint32), np.empty(kept.size, np.int64)
     _bounds(plain, owed, cuts, kept, bounds, most)
-    edges = np.array([low for low, _ in stretches(n)], np.int64)
-    pieces = np.unique(np.concatenate([cuts, edges]))
-    owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
-    room = np.where(kept > 0, np.minimum(most, np.diff(cuts)) + _CHECKED + _LINE, 0)[owner]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
-    index, raw = _room(int(offsets[-1]), n)
-    found = np.empty(owner.size, np.int64)
+    pieces, owner, offsets, index, raw, found = pieces_of(cuts, kept, most)
 
     def compact(low: int, high: int) -> None:
         first, last = np.searchsorted(pieces[:-1], (low, high))

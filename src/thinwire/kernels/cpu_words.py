@@ -1,4 +1,4 @@
-"""Random words and the random choice of entries, in Numba."""
+"""Random words in Numba."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import numpy as np
 import torch
 
 from thinwire import host
-from thinwire.kernels import checks, reference
-from thinwire.kernels.cpu_radix import collect
 from thinwire.kernels.numba_support import Array, Number, array, kernel
 from thinwire.kernels.reference import Key
-
-_EVERY_BIT = np.uint32(reference.MASK32)
 
 
 def halves(key: Key) -> tuple[np.uint32, np.uint32]:
@@ -41,32 +37,4 @@ def words(n: int, key: Key) -> torch.Tensor:
     """Agrees bit for bit with `reference.words`."""
     out = host.empty(n, torch.int64)
     fill_words(out.numpy(), np.uint32(0), *halves(key))
-    return out
-
-
-@kernel
-def _randk(starts: Array, counts: Array, k0: Number, k1: Number, out: Array) -> None:
-    histogram = np.empty(1 << 16, np.int64)
-    longest = 0
-    for g in range(counts.size):
-        longest = max(longest, starts[g + 1] - starts[g])
-    scratch = np.empty(longest, np.uint32)
-    at = 0
-    for g in range(counts.size):
-        k = counts[g]
-        group = scratch[: starts[g + 1] - starts[g]]
-        if 0 < k < group.size:
-            fill_words(group, np.uint32(starts[g]), k0, k1)
-            # The smallest words are the largest complements.
-            for j in range(group.size):
-                group[j] = ~group[j]
-        collect(group, _EVERY_BIT, k, histogram, starts[g], out[at : at + k])
-        at += k
-
-
-def randk(starts: torch.Tensor, counts: torch.Tensor, key: Key) -> torch.Tensor:
-    """Agrees bit for bit with `reference.randk`."""
-    checks.check_counts(counts, starts)
-    out = host.empty(int(counts.sum()), torch.int64)
-    _randk(array(starts), array(counts), *halves(key), out.numpy())
     return out

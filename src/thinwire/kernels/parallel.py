@@ -47,6 +47,21 @@ def each_stretch(n: int, work: Callable[[int, int], None]) -> None:
     list(_pool(len(cut)).map(lambda stretch: work(*stretch), cut))
 
 
+def each_share(n: int, pieces: int, work: Callable[[int, int], None]) -> None:
+    """Calls work(first, last) for shares of the pieces that n positions consist of, side by side.
+
+    Args:
+        n: positions.
+        pieces: how many pieces, each work of its own.
+        work: does the pieces first to last - 1.
+    """
+
+    def nearest(position: int) -> int:
+        return (position * pieces + n // 2) // n
+
+    each_stretch(n, lambda low, high: work(nearest(low), nearest(high)))
+
+
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="thinwire-kernels")

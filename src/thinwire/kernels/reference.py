@@ -58,6 +58,8 @@ AS_PACKED, AS_ENTROPY = range(2)
 STATE = 1 << 24
 """A state of the entropy coder before its first code; it stays below 2**16 times that."""
 STATE_BYTES = 5
+SEGMENT = 1 << 20
+"""Codes that are entropy-coded by themselves, so that segments may be coded at the same time."""
 
 # One row per way a stream can be refused; both tables answer with its place in this list.
 PROBLEMS = (
@@ -81,6 +83,7 @@ PROBLEMS = (
     "shares add up to more than {0}",
     "a state lies outside its range",
     "the code stream does not end as it began",
+    "segment {0} of the codes ends before its words",
 )
 (
     FINE,
@@ -103,6 +106,7 @@ PROBLEMS = (
     SHARES_ABOVE,
     STATE_OUTSIDE,
     UNFINISHED,
+    WORDS_LEFT,
 ) = range(len(PROBLEMS))
 
 
@@ -1016,8 +1020,8 @@ class _Refused(Exception):
 class _Reader:
     """Reads a stream bit by bit and refuses to go past its end."""
 
-    def __init__(self, data: torch.Tensor, ends_early: int) -> None:
-        self.data = data.contiguous().numpy().tobytes()
+    def __init__(self, data: bytes, ends_early: int) -> None:
+        self.data = data
         self.ends_early = ends_early
         self.at = 0
 
@@ -1036,6 +1040,15 @@ class _Reader:
     def align(self) -> None:
         if self.number(-self.at % 8):
             raise _Refused(PADDING)
+
+    def part(self, size: int) -> _Reader:
+        """Returns a reader of the next so many bytes, which are passed over here."""
+        self.need(8 * size)
+        self.at += 8 * size
+        return _Reader(self.data[self.at // 8 - size : self.at // 8], self.ends_early)
+
+    def done(self) -> bool:
+        return self.at == 8 * len(self.data)
 
 
 def _read_domain(reader: _Reader, length: int, inside: _Inside) -> list[int]:
@@ -1128,7 +1141,7 @@ def decode_index(
     check_counts(counts, starts)
     check_domains(domains, starts)
     check_typed(data, torch.uint8)
-    reader, index = _Reader(data, ENDS_EARLY), []
+    reader, index = _Reader(data.contiguous().numpy().tobytes(), ENDS_EARLY), []
     try:
         for lo, length, inside in _domains(counts, starts, domains):
             index += [lo + p for p in _read_domain(reader, length, inside)]
@@ -1227,15 +1240,20 @@ def _entropy_coded(codes: list[int], width: int) -> bytes | None:
         return None
     shares = entropy_shares(counts, R)
     below = [0, *torch.tensor(shares).cumsum(0).tolist()]
-    x, words = [STATE] * lanes, []
-    for i in range(len(codes) - 1, -1, -1):
-        lane, f = i % lanes, shares[codes[i]]
-        if x[lane] >= f << (40 - R):
-            words.append(x[lane] & 0xFFFF)
-            x[lane] >>= 16
-        x[lane] = (x[lane] // f << R) + below[codes[i]] + x[lane] % f
-    states = b"".join(state.to_bytes(STATE_BYTES, "little") for state in x)
-    return _table(shares) + states + b"".join(w.to_bytes(2, "little") for w in reversed(words))
+    segments = []
+    for first in range(0, len(codes), SEGMENT):
+        segment = codes[first : first + SEGMENT]
+        x, words = [STATE] * lanes, []
+        for i in range(len(segment) - 1, -1, -1):
+            lane, f = i % lanes, shares[segment[i]]
+            if x[lane] >= f << (40 - R):
+                words.append(x[lane] & 0xFFFF)
+                x[lane] >>= 16
+            x[lane] = (x[lane] // f << R) + below[segment[i]] + x[lane] % f
+        states = b"".join(state.to_bytes(STATE_BYTES, "little") for state in x)
+        segments.append(states + b"".join(w.to_bytes(2, "little") for w in reversed(words)))
+    sizes = [len(segment).to_bytes(4, "little") for segment in segments[:-1]]
+    return b"".join([_table(shares), *sizes, *segments])
 
 
 def encode_codes(packed: torch.Tensor, n: int, width: int) -> torch.Tensor:
@@ -1248,12 +1266,13 @@ def encode_codes(packed: torch.Tensor, n: int, width: int) -> torch.Tensor:
       bits; then for each, ascending, its distance to the one before (the first to -1) as an
       Elias gamma number (j ones, a zero, the j low bits of a number of j + 1 bits), and, but for
       the last, e in 4 bits and e bits: its share of 2**R without its highest bit, which is bit e;
-    * each lane's state in 5 bytes, at least `STATE` and below 2**16 times that;
-    * words of 16 bits.
+    * the bytes of each segment of `SEGMENT` codes but the last, 4 each;
+    * the segments: each lane's state in 5 bytes, at least `STATE` and below 2**16 times that, and
+      words of 16 bits.
 
-    A reader takes code i from lane i % lanes: of the state x the low R bits lie in the code's
+    A reader takes a segment's code i from lane i % lanes: of the state x the low R bits lie in the code's
     share f, which begins at b; x becomes f (x >> R) + (x mod 2**R) - b, and where that is below
-    `STATE` the next word enters from below. After the last code every state is `STATE`.
+    `STATE` the next word enters from below. After a segment's last code every state is `STATE`.
 
     Args:
         packed: (packed_bytes(n, width),) uint8.
@@ -1304,6 +1323,21 @@ def _read_codes(reader: _Reader, n: int, top: int) -> list[int]:
     R, lanes = entropy_shape(n)
     shares = _read_shares(reader, R, top)
     owner = [(code, f, slot) for code, f in shares for slot in range(f)]
+    parts = range(0, max(n, 1), SEGMENT)
+    sizes = [reader.number(32) for _ in parts[1:]]
+    reader.need(8 * sum(sizes))
+    codes: list[int] = []
+    for s, first in enumerate(parts):
+        own = reader.part(sizes[s]) if s < len(sizes) else reader
+        codes += _read_segment(own, min(SEGMENT, n - first), lanes, R, owner)
+        if own is not reader and not own.done():
+            raise _Refused(WORDS_LEFT, s)
+    return codes
+
+
+def _read_segment(
+    reader: _Reader, n: int, lanes: int, R: int, owner: list[tuple[int, int, int]]
+) -> list[int]:
     x = [reader.number(8 * STATE_BYTES) for _ in range(lanes)]
     if min(x) < STATE or max(x) >= STATE << 16:
         raise _Refused(STATE_OUTSIDE)
@@ -1362,7 +1396,7 @@ def decode_codes(
             return data[1 : 1 + size], 1 + size, ""
         if form != AS_ENTROPY:
             raise _Refused(UNKNOWN_FORM, form)
-        reader = _Reader(data[1:], CODES_END_EARLY)
+        reader = _Reader(data[1:].contiguous().numpy().tobytes(), CODES_END_EARLY)
         codes = torch.tensor(_read_codes(reader, n, top), dtype=torch.int32, device=host.CPU)
     except _Refused as refused:
         return None, 0, refused.problem
