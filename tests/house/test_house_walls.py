@@ -34,7 +34,6 @@ CORE = [
 LONGEST = 300
 LONG = {
     "kernels/reference.py": "the definition of every kernel, in one place to read them together",
-    "kernels/cpu_index.py": "the index coders of cpu.py",
     "shell.py": "one class that behaves like a torch optimizer, a third of it docstrings",
 }
 

@@ -11,7 +11,7 @@ import sys
 import numba
 import torch
 
-from thinwire.kernels import cpu, cpu_entropy, cpu_index
+from thinwire.kernels import cpu, cpu_entropy_decode, cpu_index_decode
 from thinwire.kernels.cpu_codes import get_block
 
 STEEP = (1, 3, 20)
@@ -70,7 +70,11 @@ def main() -> None:
     for _ in range(150):
         codes_cases(draw)
         index_cases(draw)
-    for kernel in (cpu_entropy._decode, cpu_entropy._read_table, cpu_index._read):
+    for kernel in (
+        cpu_entropy_decode._decode,
+        cpu_entropy_decode._read_table,
+        cpu_index_decode._read,
+    ):
         assert kernel.nopython_signatures
     print("no access out of bounds")
 

@@ -32,7 +32,8 @@ def entropy_bytes(codes: torch.Tensor) -> float:
 def check_near_entropy(data: torch.Tensor, codes: torch.Tensor, share: float) -> None:
     """Asserts that the section is within `share` of the codes' entropy, table and states apart."""
     kinds = int((torch.bincount(codes) > 0).sum())
-    extra = 1 + 40 + 1 + kinds * (4 + 15 + 17) / 8
+    segments = -(-len(codes) // reference.SEGMENT)
+    extra = 1 + 44 * segments + 1 + kinds * (4 + 15 + 17) / 8
     assert entropy_bytes(codes) * 0.999 - 1 < data.numel(), "fewer bytes than there can be"
     assert data.numel() <= (1 + share) * entropy_bytes(codes) + extra, data.numel()
 

@@ -57,7 +57,7 @@ def examine_kernels(warm: bool) -> dict[str, Any]:
         warm: whether to compile those that are not.
     """
     from thinwire import kernels
-    from thinwire.kernels import cpu, cpu_index
+    from thinwire.kernels import cpu, cpu_index_decode, cpu_index_encode
 
     began = time.perf_counter()
     if warm:
@@ -65,7 +65,7 @@ def examine_kernels(warm: bool) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     compiled = {
         f"{module.__name__}.{name}": _on_disk(thing)
-        for module in (cpu, cpu_index)
+        for module in (cpu, cpu_index_decode, cpu_index_encode)
         for name, thing in vars(module).items()
         if hasattr(thing, "py_func") and thing.__module__ == module.__name__
     }

@@ -16,8 +16,10 @@ import numba
 from thinwire import host
 from thinwire.kernels.cpu_codes import largest_code, pack, unpack
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
-from thinwire.kernels.cpu_entropy import decode_codes, encode_codes
-from thinwire.kernels.cpu_index import decode_index, encode_index
+from thinwire.kernels.cpu_entropy_decode import decode_codes
+from thinwire.kernels.cpu_entropy_encode import encode_codes
+from thinwire.kernels.cpu_index_decode import decode_index
+from thinwire.kernels.cpu_index_encode import encode_index
 from thinwire.kernels.cpu_lloyd import look_up, two_levels
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_owed import land, owe, scatter, settle

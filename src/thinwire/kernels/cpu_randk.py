@@ -12,15 +12,14 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_candidates import CHECKED, candidates, gathered, pieces_of
 from thinwire.kernels.cpu_radix import collect
-from thinwire.kernels.cpu_select import candidates, gathered, pieces_of
 from thinwire.kernels.cpu_words import fill_words, halves
 from thinwire.kernels.numba_support import Array, Number, array, kernel
 from thinwire.kernels.parallel import each_stretch
 from thinwire.kernels.reference import Key
 
 _EVERY_BIT = np.uint32(reference.MASK32)
-_PART = 1024
 
 
 @kernel
@@ -36,15 +35,15 @@ def _draw(
     pieces: Array, owner: Array, limits: Array, offsets: Array, k0: Number, k1: Number,
     first: Number, last: Number, index: Array, keys: Array, found: Array,
 ) -> None:  # fmt: skip
-    scratch = np.empty(_PART, np.uint32)
+    scratch = np.empty(CHECKED, np.uint32)
     for p in range(first, last):
         begin, end = offsets[p], offsets[p + 1]
         m = begin
-        for at in range(pieces[p], pieces[p + 1] if end > begin else 0, _PART):
-            if m > end - _PART - 1:
+        for at in range(pieces[p], pieces[p + 1] if end > begin else 0, CHECKED):
+            if m > end - CHECKED - 1:
                 m = begin - 1
                 break
-            block = scratch[: min(_PART, pieces[p + 1] - at)]
+            block = scratch[: min(CHECKED, pieces[p + 1] - at)]
             _fill_keys(block, at, k0, k1)
             m = candidates(block, at, _EVERY_BIT, limits[owner[p]], m, index, keys)
         found[p] = m - begin

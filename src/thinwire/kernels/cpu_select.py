@@ -7,7 +7,6 @@ too many), the group is selected by radix as a whole: slower, and never wrong.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_candidates import CHECKED, LINE, candidates, gathered, pieces_of
 from thinwire.kernels.cpu_owed import NOTHING_OWED, fetch, load, read
 from thinwire.kernels.cpu_radix import collect, threshold
 from thinwire.kernels.numba_support import (
@@ -23,17 +23,13 @@ from thinwire.kernels.numba_support import (
     array,
     bits,
     kernel,
-    reaching,
-    trailing_zeros,
 )
 from thinwire.kernels.owed import Owed
-from thinwire.kernels.parallel import each_stretch, stretches
+from thinwire.kernels.parallel import each_stretch
 
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _EVERY_BIT = np.uint32(reference.MASK32)
 _PART = 1 << 15
-_LINE = 64
-_CHECKED = 1024
 _DRAWN = 32
 _LINES = 2048
 _EARLY = 8
@@ -94,40 +90,6 @@ def _drop_equal(bound: Number, k: Number, m: Number, index: Array, raw: Array) -
 
 
 @kernel
-def candidates(
-    block: Array, first: Number, mask: Number, limit: Number, m: Number, index: Array, raw: Array
-) -> Number:
-    """Collects the entries that reach the limit, m being there; returns how many are there now.
-
-    There must be room for all of the block, and for one more.
-    """
-    # Unsigned places, since negative ones would each be tested for.
-    to, one = np.uint64(m), np.uint64(1)
-    whole = block.size // _LINE * _LINE
-    for at in range(0, whole, _LINE):
-        hits = reaching(block.ctypes.data + 4 * at, mask, limit)
-        # The first two without a branch that would be guessed wrong; more are rare.
-        for _ in range(2):
-            j = np.uint64(at) + (trailing_zeros(hits) & np.uint64(_LINE - 1))
-            index[to] = np.uint32(np.uint64(first) + j)
-            raw[to] = block[j]
-            to += np.uint64(hits != 0)
-            hits &= hits - one
-        while hits:
-            j = np.uint64(at) + trailing_zeros(hits)
-            index[to] = np.uint32(np.uint64(first) + j)
-            raw[to] = block[j]
-            to += one
-            hits &= hits - one
-    for j in range(whole, block.size):
-        if np.uint32(block[j] & mask) >= limit:
-            index[to] = np.uint32(first + j)
-            raw[to] = block[j]
-            to += one
-    return np.int64(to)
-
-
-@kernel
 def _search(
     block: Array, first: Number, bound: Number, limit: Number, k: Number, m: Number,
     index: Array, raw: Array,
@@ -136,14 +98,14 @@ def _search(
 
     Returns how many are there now, -1 where room ran out, and the limit for what follows.
     """
-    for at in range(0, block.size, _CHECKED):
-        if m > index.size - _CHECKED - _LINE:
+    for at in range(0, block.size, CHECKED):
+        if m > index.size - CHECKED - LINE:
             # Once k equal ones are there, no later one can be chosen.
             m = _drop_equal(bound, k, m, index, raw)
-            if limit > bound or m > index.size - _CHECKED - _LINE:
+            if limit > bound or m > index.size - CHECKED - LINE:
                 return -1, limit
             limit = np.uint32(bound + np.uint32(1))
-        part = block[at : at + _CHECKED]
+        part = block[at : at + CHECKED]
         m = candidates(part, first + at, _MAGNITUDE, limit, m, index, raw)
     return m, limit
 
@@ -170,29 +132,6 @@ def _compact(
             m, limit = _search(block, at, bounds[g], limit, counts[g], m, index[room], raw[room])
             at = upto
         found[p] = m
-
-
-@kernel
-def gathered(
-    g: Number, p: Number, owner: Array, offsets: Array, index: Array, raw: Array, found: Array
-) -> Number:
-    """Moves candidates of a group's later pieces, from p on, up behind the earlier ones'.
-
-    Returns where they begin, how many they are, whether no piece ran out of room, and the next
-    group's first piece.
-    """
-    begin = offsets[p] if p < owner.size else 0
-    m = 0
-    complete = True
-    while p < owner.size and owner[p] == g:
-        complete = complete and found[p] >= 0
-        if complete:
-            for j in range(found[p]):
-                index[begin + m + j] = index[offsets[p] + j]
-                raw[begin + m + j] = raw[offsets[p] + j]
-            m += found[p]
-        p += 1
-    return begin, m, complete, p
 
 
 @kernel
@@ -229,42 +168,6 @@ def _finish(
         for j in range(k):
             there[j] = group[chosen[j]]
             chosen[j] += starts[g]
-
-
-_KEPT = threading.local()
-
-
-def _room(size: int, n: int) -> Array:
-    """Returns (2, size) uint32 of undefined content, which the thread's next call writes over.
-
-    It is kept from call to call where it is a small part of the n entries: memory that the system
-    hands out anew in every round is paid for with a fault a page, an eighth of the selection.
-    """
-    kept: Array = getattr(_KEPT, "room", np.empty((2, 0), np.uint32))
-    if kept.shape[1] >= size:
-        return kept
-    room = np.empty((2, size), np.uint32)
-    if size <= max(n // 16, 1 << 16):
-        _KEPT.room = room
-    return room
-
-
-def pieces_of(
-    cuts: Array, kept: Array, most: Array
-) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Cuts groups where stretches end, with room for the candidates of each piece.
-
-    Returns where pieces start, their groups, where the room of each begins, the room, of places
-    and of bits, and an entry a piece for how many were found.
-    """
-    n = int(cuts[-1])
-    edges = np.array([low for low, _ in stretches(n)], np.int64)
-    pieces = np.unique(np.concatenate([cuts, edges]))
-    owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
-    room = np.where(kept > 0, np.minimum(most, np.diff(cuts)) + _CHECKED + _LINE, 0)[owner]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
-    index, raw = _room(int(offsets[-1]), n)
-    return pieces, owner, offsets, index, raw, np.empty(owner.size, np.int64)
 
 
 def _select(

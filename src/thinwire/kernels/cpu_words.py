@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from thinwire import host
-from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.numba_support import Array, Number, kernel
 from thinwire.kernels.reference import Key
 
 

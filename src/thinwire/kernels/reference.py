@@ -53,6 +53,8 @@ LLOYD_STILL = 2.0**-10
 """A threshold that moves by no more than this part of itself stands still."""
 
 ALL_OR_NONE, BITMAP, FIXED, RICE = range(4)
+PIECE = 1 << 16
+"""Gaps that are coded by themselves where there are more, so that pieces may be coded at once."""
 
 AS_PACKED, AS_ENTROPY = range(2)
 STATE = 1 << 24
@@ -84,6 +86,7 @@ PROBLEMS = (
     "a state lies outside its range",
     "the code stream does not end as it began",
     "segment {0} of the codes ends before its words",
+    "piece {0} of the gaps ends before its bytes",
 )
 (
     FINE,
@@ -107,6 +110,7 @@ PROBLEMS = (
     STATE_OUTSIDE,
     UNFINISHED,
     WORDS_LEFT,
+    PIECE_LEFT,
 ) = range(len(PROBLEMS))
 
 
@@ -933,7 +937,13 @@ def _cheapest(positions: list[int], length: int, inside: _Inside) -> tuple[int, 
     gaps = [p - before - 1 for before, p in pairwise([-1, *positions])]
     # The order of the tuple is the rule for ties: lower code, then lower parameter.
     choices = [(length, BITMAP, 0), (sum(widths), FIXED, 0)]
-    choices += [(sum((gap >> b) + 1 + b for gap in gaps), RICE, b) for b in range(32)]
+    _, b = min((sum((gap >> b) + 1 + b for gap in gaps), b) for b in range(32))
+    rice = [[bit for gap in gaps[at : at + PIECE] for bit in [1] * (gap >> b) + [0] + _bits(gap, b)]
+            for at in range(0, k, PIECE)]  # fmt: skip
+    if k > PIECE:
+        rice = [piece + [0] * (-len(piece) % 8) for piece in rice]
+        rice = [_bits(len(piece) // 8, 32) for piece in rice] + rice
+    choices += [(sum(map(len, rice)), RICE, b)]
     _, code, b = min(choices)
     if code == BITMAP:
         chosen = set(positions)
@@ -941,7 +951,7 @@ def _cheapest(positions: list[int], length: int, inside: _Inside) -> tuple[int, 
     if code == FIXED:
         places = zip(positions, starts, widths, strict=True)
         return FIXED, [bit for p, start, width in places for bit in _bits(p - start, width)]
-    return RICE | b << 3, [bit for gap in gaps for bit in [1] * (gap >> b) + [0] + _bits(gap, b)]
+    return RICE | b << 3, [bit for part in rice for bit in part]
 
 
 def _bytes(bits: list[int]) -> bytes:
@@ -969,8 +979,11 @@ def encode_index(
       length less one needs.
     * 3, Golomb-Rice: for each gap (entries skipped since the last position), gap >> b ones, a
       zero, and the b low bits of the gap, with b from 0 to 31 in the high five bits of the tag.
+      Where k is above `PIECE`, pieces of so many gaps are each padded to a byte, and the bytes of
+      each come before the first of them, in 32 bits each.
 
-    The fewest bits win; ties go to the lower code, then to the lower b.
+    The fewest bits win; ties go to the lower code. Of the b whose gaps take the fewest bits, with
+    no padding counted, it is the lowest.
 
     Args:
         index: (sum of counts,) int64 flat indices, ascending, without repeats.
@@ -1088,17 +1101,15 @@ def _read_domain(reader: _Reader, length: int, inside: _Inside) -> list[int]:
                 before = p
                 positions.append(start + p)
     else:
-        p = -1
-        for _ in range(k):
-            quotient = 0
-            while reader.number(1):
-                quotient += 1
-                if quotient > length >> b:
-                    raise _Refused(GAP_OUTSIDE, length)
-            p += 1 + (quotient << b) + reader.number(b)
-            if p >= length:
-                raise _Refused(OUTSIDE, p, length)
-            positions.append(p)
+        many = (k + PIECE - 1) // PIECE if k > PIECE else 0
+        sizes = [reader.number(32) for _ in range(many)]
+        reader.need(8 * sum(sizes))
+        for q in range(max(many, 1)):
+            own = reader.part(sizes[q]) if sizes else reader
+            _read_gaps(own, min(k, (q + 1) * PIECE), length, b, positions)
+            own.align()
+            if sizes and not own.done():
+                raise _Refused(PIECE_LEFT, q)
     reader.align()
     at = 0
     for start, size, many in inside:
@@ -1107,6 +1118,21 @@ def _read_domain(reader: _Reader, length: int, inside: _Inside) -> list[int]:
             raise _Refused(WRONG_CHUNK, wrong[0])
         at += many
     return positions
+
+
+def _read_gaps(reader: _Reader, upto: int, length: int, b: int, positions: list[int]) -> None:
+    """Reads gaps until there are so many positions."""
+    p = positions[-1] if positions else -1
+    while len(positions) < upto:
+        quotient = 0
+        while reader.number(1):
+            quotient += 1
+            if quotient > length >> b:
+                raise _Refused(GAP_OUTSIDE, length)
+        p += 1 + (quotient << b) + reader.number(b)
+        if p >= length:
+            raise _Refused(OUTSIDE, p, length)
+        positions.append(p)
 
 
 def decode_index(
@@ -1270,9 +1296,10 @@ def encode_codes(packed: torch.Tensor, n: int, width: int) -> torch.Tensor:
     * the segments: each lane's state in 5 bytes, at least `STATE` and below 2**16 times that, and
       words of 16 bits.
 
-    A reader takes a segment's code i from lane i % lanes: of the state x the low R bits lie in the code's
-    share f, which begins at b; x becomes f (x >> R) + (x mod 2**R) - b, and where that is below
-    `STATE` the next word enters from below. After a segment's last code every state is `STATE`.
+    A reader takes a segment's code i from lane i % lanes: of the state x the low R bits lie in
+    the code's share f, which begins at b; x becomes f (x >> R) + (x mod 2**R) - b, and where that
+    is below `STATE` the next word enters from below. After a segment's last code every state is
+    `STATE`.
 
     Args:
         packed: (packed_bytes(n, width),) uint8.

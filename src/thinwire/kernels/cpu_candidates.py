@@ -1,0 +1,110 @@
+"""Entries that reach a limit, collected in Numba: what the selections of entries share.
+
+Groups are cut into pieces, one a thread at most, and each piece has room of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from thinwire.kernels.numba_support import Array, Number, kernel, reaching, trailing_zeros
+from thinwire.kernels.parallel import stretches
+
+LINE = 64
+CHECKED = 1024
+"""Entries that are looked at before the next question whether there is room."""
+
+
+@kernel
+def candidates(
+    block: Array, first: Number, mask: Number, limit: Number, m: Number, index: Array, raw: Array
+) -> Number:
+    """Collects the entries that reach the limit, m being there; returns how many are there now.
+
+    There must be room for all of the block, and for one more.
+    """
+    # Unsigned places, since negative ones would each be tested for.
+    to, one = np.uint64(m), np.uint64(1)
+    whole = block.size // LINE * LINE
+    for at in range(0, whole, LINE):
+        hits = reaching(block.ctypes.data + 4 * at, mask, limit)
+        # The first two without a branch that would be guessed wrong; more are rare.
+        for _ in range(2):
+            j = np.uint64(at) + (trailing_zeros(hits) & np.uint64(LINE - 1))
+            index[to] = np.uint32(np.uint64(first) + j)
+            raw[to] = block[j]
+            to += np.uint64(hits != 0)
+            hits &= hits - one
+        while hits:
+            j = np.uint64(at) + trailing_zeros(hits)
+            index[to] = np.uint32(np.uint64(first) + j)
+            raw[to] = block[j]
+            to += one
+            hits &= hits - one
+    for j in range(whole, block.size):
+        if np.uint32(block[j] & mask) >= limit:
+            index[to] = np.uint32(first + j)
+            raw[to] = block[j]
+            to += one
+    return np.int64(to)
+
+
+@kernel
+def gathered(
+    g: Number, p: Number, owner: Array, offsets: Array, index: Array, raw: Array, found: Array
+) -> Number:
+    """Moves candidates of a group's later pieces, from p on, up behind the earlier ones'.
+
+    Returns where they begin, how many they are, whether no piece ran out of room, and the next
+    group's first piece.
+    """
+    begin: Number = offsets[p] if p < owner.size else 0
+    m: Number = 0
+    complete: Number = True
+    while p < owner.size and owner[p] == g:
+        complete = complete and found[p] >= 0
+        if complete:
+            for j in range(found[p]):
+                index[begin + m + j] = index[offsets[p] + j]
+                raw[begin + m + j] = raw[offsets[p] + j]
+            m += found[p]
+        p += 1
+    return begin, m, complete, p
+
+
+_KEPT = threading.local()
+
+
+def _room(size: int, n: int) -> Array:
+    """Returns (2, size) uint32 of undefined content, which the thread's next call writes over.
+
+    It is kept from call to call where it is a small part of the n entries: memory that the system
+    hands out anew in every round is paid for with a fault a page, an eighth of the selection.
+    """
+    kept: Array = getattr(_KEPT, "room", np.empty((2, 0), np.uint32))
+    if kept.shape[1] >= size:
+        return kept
+    room = np.empty((2, size), np.uint32)
+    if size <= max(n // 16, 1 << 16):
+        _KEPT.room = room
+    return room
+
+
+def pieces_of(
+    cuts: Array, kept: Array, most: Array
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Cuts groups where stretches end, with room for the candidates of each piece.
+
+    Returns where pieces start, their groups, where the room of each begins, the room, of places
+    and of bits, and an entry a piece for how many were found.
+    """
+    n = int(cuts[-1])
+    edges = np.array([low for low, _ in stretches(n)], np.int64)
+    pieces = np.unique(np.concatenate([cuts, edges]))
+    owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
+    room = np.where(kept > 0, np.minimum(most, np.diff(cuts)) + CHECKED + LINE, 0)[owner]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
+    index, raw = _room(int(offsets[-1]), n)
+    return pieces, owner, offsets, index, raw, np.empty(owner.size, np.int64)

@@ -1,0 +1,228 @@
+"""The encoder of `thinwire.kernels.reference`'s index codec in Numba: the same bytes.
+
+Nothing here checks bounds on its own: the indices are validated while their codes are chosen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from thinwire.kernels import reference
+from thinwire.kernels.checks import check_counts, check_domains, check_typed
+from thinwire.kernels.cpu_bits import put, width_of
+from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.parallel import each_share
+
+# Numba freezes module globals into the compiled code, so these names cost nothing.
+_ALL_OR_NONE = reference.ALL_OR_NONE
+_BITMAP = reference.BITMAP
+_FIXED = reference.FIXED
+_RICE = reference.RICE
+_PIECE = reference.PIECE
+
+
+@kernel
+def _ascends(index: Array, low: Number, high: Number) -> Number:
+    if not index.size:
+        return True
+    # Without a way out of the loop, so that it vectorises.
+    wrong = index[0] < low or index[-1] >= high
+    for j in range(1, index.size):
+        wrong |= index[j] <= index[j - 1]
+    return not wrong
+
+
+@kernel
+def _quotients(index: Array, before: Number, b: Number) -> Number:
+    """Adds up gap >> b for b - 1, b and b + 1, where b is at least 1."""
+    gap = index[0] - before - 1
+    less, same, more = gap >> (b - 1), gap >> b, gap >> (b + 1)
+    for j in range(1, index.size):
+        gap = index[j] - index[j - 1] - 1
+        less += gap >> (b - 1)
+        same += gap >> b
+        more += gap >> (b + 1)
+    return less, same, more
+
+
+@kernel
+def _parameter(index: Array, start: Number, length: Number) -> Number:
+    """Returns the least parameter, from 0 to 31, of the shortest Golomb-Rice stream."""
+    # Going from b to b + 1 saves the sum of (gap >> b) - (gap >> b + 1) bits, which falls as b
+    # grows, and costs k: the size is convex in b, so the first minimum downhill is the one.
+    k = index.size
+    b = 1
+    while b < 30 and k << (b + 1) < length:
+        b += 1
+    while True:
+        less, same, more = _quotients(index, start - 1, b)
+        if less <= same + k:
+            if b == 1:
+                return 0
+        elif more + k < same:
+            if b == 30:
+                return 31
+        else:
+            return b
+        b += 1 if more + k < same else -1
+
+
+@kernel
+def _rice_bits(index: Array, before: Number, b: Number) -> Number:
+    total = (index[0] - before - 1) >> b
+    for j in range(1, index.size):
+        total += (index[j] - index[j - 1] - 1) >> b
+    return total + index.size * (1 + b)
+
+
+@kernel
+def _rice_size(index: Array, start: Number, b: Number) -> Number:
+    """Returns the bits of a Golomb-Rice stream, with what says where its pieces end."""
+    if index.size <= _PIECE:
+        return _rice_bits(index, start - 1, b)
+    total = 0
+    before = start - 1
+    for first in range(0, index.size, _PIECE):
+        piece = index[first : first + _PIECE]
+        total += 32 + (_rice_bits(piece, before, b) + 7) // 8 * 8
+        before = piece[-1]
+    return total
+
+
+@kernel
+def _choose(index: Array, counts: Array, starts: Array, domains: Array, tags: Array) -> Number:
+    """Chooses every domain's tag; returns the bytes of it all, or -1 when indices do not ascend."""
+    at = 0
+    g = 0
+    total = 0
+    for s in range(tags.size):
+        first = at
+        fixed = 0
+        while g < counts.size and starts[g + 1] <= domains[s + 1]:
+            if not _ascends(index[at : at + counts[g]], starts[g], starts[g + 1]):
+                return -1
+            fixed += counts[g] * width_of(starts[g + 1] - starts[g])
+            at += counts[g]
+            g += 1
+        length = domains[s + 1] - domains[s]
+        total += 1
+        tags[s] = _ALL_OR_NONE
+        if at - first in (0, length):
+            continue
+        tags[s] = _BITMAP
+        best = length
+        if fixed < best:
+            tags[s] = _FIXED
+            best = fixed
+        b = _parameter(index[first:at], domains[s], length)
+        bits = _rice_size(index[first:at], domains[s], b)
+        if bits < best:
+            tags[s] = _RICE | b << 3
+            best = bits
+        total += (best + 7) // 8
+    return total
+
+
+@kernel
+def _put_rice(words: Array, at: Number, index: Array, before: Number, b: Number) -> Number:
+    for j in range(index.size):
+        gap = index[j] - before - 1
+        before = index[j]
+        ones = gap >> b
+        while ones >= 31:
+            at = put(words, at, (1 << 31) - 1, 31)
+            ones -= 31
+        low = gap & ((1 << b) - 1)
+        at = put(words, at, (1 << ones) - 1 | low << (ones + 1), ones + 1 + b)
+    return at
+
+
+@kernel
+def _write(
+    index: Array, counts: Array, starts: Array, domains: Array, tags: Array, words: Array,
+    pieces: Array,
+) -> Number:  # fmt: skip
+    """Writes all but long Golomb-Rice streams; returns how many pieces of them are left to do.
+
+    A row of `pieces` is where a piece's bytes begin, its first and last index, and its parameter.
+    """
+    done = 0
+    g = 0
+    at = np.int64(0)
+    left = 0
+    for s in range(tags.size):
+        first = done
+        at = put(words, at, np.int64(tags[s]), 8)
+        begin = at
+        while g < counts.size and starts[g + 1] <= domains[s + 1]:
+            if tags[s] == _FIXED:
+                width = width_of(starts[g + 1] - starts[g])
+                for j in range(done, done + counts[g]):
+                    at = put(words, at, index[j] - starts[g], width)
+            done += counts[g]
+            g += 1
+        b = np.int64(tags[s] >> 3)
+        if tags[s] == _BITMAP:
+            for j in range(first, done):
+                put(words, begin + index[j] - domains[s], 1, 1)
+            at = begin + domains[s + 1] - domains[s]
+        elif tags[s] & 7 == _RICE and done - first <= _PIECE:
+            at = _put_rice(words, at, index[first:done], domains[s] - 1, b)
+        elif tags[s] & 7 == _RICE:
+            place = at // 8 + 4 * ((done - first + _PIECE - 1) // _PIECE)
+            before = domains[s] - 1
+            for low in range(first, done, _PIECE):
+                high = min(done, low + _PIECE)
+                size = (_rice_bits(index[low:high], before, b) + 7) // 8
+                pieces[left, 0], pieces[left, 1], pieces[left, 2] = place, low, high
+                pieces[left, 3], pieces[left, 4] = before, b
+                at = put(words, at, size, 32)
+                before = index[high - 1]
+                place += size
+                left += 1
+            at = 8 * place
+        at = (at + 7) >> 3 << 3
+    return left
+
+
+@kernel
+def _write_pieces(index: Array, pieces: Array, first: Number, last: Number, out: Array) -> None:
+    # In words of its own, since neighbours share a word where their bytes meet.
+    words = np.zeros(0, np.uint64)
+    for p in range(first, last):
+        place, low, high, before, b = pieces[p]
+        bits = _rice_bits(index[low:high], before, b)
+        if words.size < bits // 64 + 2:
+            words = np.empty(bits // 64 + 2, np.uint64)
+        words[:] = 0
+        _put_rice(words, 0, index[low:high], before, b)
+        raw = words.view(np.uint8)
+        size = (bits + 7) // 8
+        out[place : place + size] = raw[:size]
+
+
+def encode_index(
+    index: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Agrees bit for bit with `reference.encode_index`."""
+    check_counts(counts, starts)
+    check_domains(domains, starts)
+    check_typed(index, torch.int64)
+    if int(counts.sum()) != index.numel():
+        raise ValueError(f"{index.numel()} indices for counts that add up to {int(counts.sum())}")
+    cut = array(index), array(counts), array(starts), array(starts if domains is None else domains)
+    tags = np.empty(cut[-1].size - 1, np.uint8)
+    size = _choose(*cut, tags)
+    if size < 0:
+        raise ValueError("indices must ascend within their groups")
+    words = np.zeros(size // 8 + 2, np.uint64)
+    pieces = np.empty((index.numel() // _PIECE + tags.size + 1, 5), np.int64)
+    left, out = _write(*cut, tags, words, pieces), words.view(np.uint8)
+    each_share(
+        index.numel(), left, lambda first, last: _write_pieces(cut[0], pieces, first, last, out)
+    )
+    return torch.from_numpy(out[:size])
