@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -116,7 +117,11 @@ class Lab:
                 remove(name)
 
     def job(
-        self, command: Sequence[str], environment: dict[str, str], torchrun: bool = True
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        torchrun: bool = True,
+        limit: float | None = None,
     ) -> Traffic:
         """Runs one process of a job on each host, and returns what went over the wire.
 
@@ -125,9 +130,10 @@ class Lab:
             environment: more of it, for all.
             torchrun: whether torchrun starts it; else it is given the same variables by us, which
                 saves a process a host.
+            limit: seconds after which it is given up.
 
         Raises:
-            ThinwireError: a process failed; the others are ended.
+            ThinwireError: a process failed, or they took too long; the others are ended.
         """
         with tempfile.TemporaryDirectory(prefix="netlab-") as folder:
             before = [self.counters(name) for name in self.names]
@@ -136,7 +142,7 @@ class Lab:
                 started = self._start(host, name, command, environment, folder, torchrun)
                 running.append(started)
                 self.processes.append(started)
-            self._await(running)
+            self._await(running, limit)
             after = [self.counters(name) for name in self.names]
             framed = [_framed(Path(folder) / f"{rank}.json") for rank in range(self.hosts)]
         pairs = list(zip(before, after, strict=True))
@@ -198,8 +204,9 @@ class Lab:
             start_new_session=True,
         )
 
-    def _await(self, running: list[subprocess.Popen[bytes]]) -> None:
+    def _await(self, running: list[subprocess.Popen[bytes]], limit: float | None) -> None:
         left = list(running)
+        end = math.inf if limit is None else time.monotonic() + limit
         while left:
             for process in list(left):
                 code = process.poll()
@@ -210,6 +217,10 @@ class Lab:
                     for other in left:
                         _end(other)
                     raise ThinwireError(f"host {running.index(process)} ended with {code}")
+            if time.monotonic() > end:
+                for other in left:
+                    _end(other)
+                raise ThinwireError(f"the job was given up after {limit:.0f} s")
             time.sleep(0.05)
 
 
