@@ -122,6 +122,7 @@ class Lab:
         environment: dict[str, str],
         torchrun: bool = True,
         limit: float | None = None,
+        log: Path | None = None,
     ) -> Traffic:
         """Runs one process of a job on each host, and returns what went over the wire.
 
@@ -131,6 +132,7 @@ class Lab:
             torchrun: whether torchrun starts it; else it is given the same variables by us, which
                 saves a process a host.
             limit: seconds after which it is given up.
+            log: where what the processes say is appended; by default it is shown.
 
         Raises:
             ThinwireError: a process failed, or they took too long; the others are ended.
@@ -139,7 +141,7 @@ class Lab:
             before = [self.counters(name) for name in self.names]
             running = []
             for host, name in enumerate(self.names):
-                started = self._start(host, name, command, environment, folder, torchrun)
+                started = self._start(host, name, command, environment, folder, torchrun, log)
                 running.append(started)
                 self.processes.append(started)
             self._await(running, limit)
@@ -180,7 +182,7 @@ class Lab:
 
     def _start(
         self, host: int, name: str, command: Sequence[str], environment: dict[str, str],
-        folder: str, torchrun: bool,
+        folder: str, torchrun: bool, log: Path | None,
     ) -> subprocess.Popen[bytes]:  # fmt: skip
         given = {
             **os.environ, **environment, "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
@@ -198,11 +200,15 @@ class Lab:
                 "MASTER_ADDR": f"{NET}.1", "MASTER_PORT": f"{PORT}",
             }  # fmt: skip
         # A session of its own, so that Ctrl-C reaches the lab alone, which ends it.
-        return subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, *launch, *command],
-            env=given,
-            start_new_session=True,
-        )
+        with contextlib.ExitStack() as stack:
+            said = None if log is None else stack.enter_context(log.open("ab"))
+            return subprocess.Popen(
+                ["ip", "netns", "exec", name, sys.executable, *launch, *command],
+                env=given,
+                start_new_session=True,
+                stdout=said,
+                stderr=said,
+            )
 
     def _await(self, running: list[subprocess.Popen[bytes]], limit: float | None) -> None:
         left = list(running)

@@ -28,8 +28,9 @@ class Row:
         name: the peer's.
         peer: its settings.
         how: "whole", or "product" of counted steps and probed seconds a step.
-        seconds: to the goal, by seed; empty where a seed did not reach it.
+        seconds: of training, by seed.
         steps: by seed.
+        reached: whether every seed came to the goal.
         sent: bytes that left all hosts' interfaces, mean over seeds.
         framed: bytes of thinwire's frames in them; None for others.
         busy: seconds a step of the same model with no communication, same hosts and rate.
@@ -40,19 +41,20 @@ class Row:
     how: str
     seconds: list[float]
     steps: list[int]
+    reached: bool
     sent: float
     framed: float | None
     busy: float
 
     @property
     def mean(self) -> float:
-        """Seconds, mean over seeds; infinite where one did not reach the goal."""
-        return fmean(self.seconds) if self.seconds else float("inf")
+        """Seconds, mean over seeds."""
+        return fmean(self.seconds)
 
     @property
     def utilisation(self) -> float:
         """Compute time / wall time."""
-        return fmean(self.steps) * self.busy / self.mean if self.seconds else 0.0
+        return fmean(self.steps) * self.busy / self.mean
 
 
 def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
@@ -62,11 +64,11 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
     busy = fmean(fmean(c["each"][4:]) for c in bare if "failed" not in c) if bare else 0.0
     whole = [c for c in here if c["how"] == "whole" and "failed" not in c]
     if whole:
-        there = all(c["reached_at"] for c in whole)
         framed = fmean(c["framed"] for c in whole) if whole[0]["framed"] else None
         return Row(
-            name, whole[0]["peer"], "whole", [c["seconds"] for c in whole] if there else [],
-            [c["done"] for c in whole], fmean(c["sent"] for c in whole), framed, busy,
+            name, whole[0]["peer"], "whole", [c["seconds"] for c in whole],
+            [c["done"] for c in whole], all(c["reached_at"] for c in whole),
+            fmean(c["sent"] for c in whole), framed, busy,
         )  # fmt: skip
     costs = probed(cells)
     found = choose(name, rate, tuning, costs)
@@ -85,10 +87,9 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
     cost = probed([probe])[(probe["task"], rate, name, peer.get("rank"), peer.get("density"))]
     rounds = probe["steps"] / probe["peer"].get("H", 1)
     share = fmean(steps) / peer.get("H", 1) / rounds
-    return Row(
-        name, peer, PRODUCT, [n * cost.step(peer) for n in steps], steps, probe["sent"] * share,
-        probe["framed"] and probe["framed"] * share, busy,
-    )  # fmt: skip
+    seconds = [n * cost.step(peer) for n in steps]
+    framed = probe["framed"] and probe["framed"] * share
+    return Row(name, peer, PRODUCT, seconds, steps, True, probe["sent"] * share, framed, busy)
 
 
 def settings(peer: Peer) -> str:
@@ -105,14 +106,15 @@ def table(rows: Sequence[Row]) -> list[str]:
         "hosts | framed MB (the rest of sent) | utilisation | how |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in sorted(rows, key=lambda r: r.mean):
+    for r in sorted(rows, key=lambda r: (not r.reached, r.mean)):
         a_step = r.mean / fmean(r.steps)
         framed = "-"
         if r.framed:
             framed = f"{r.framed / 1e6:.2f} ({100 * (r.sent / r.framed - 1):.1f} %)"
-        each = " ".join(f"{s:.1f}" for s in r.seconds) or "not reached"
+        each = " ".join(f"{s:.1f}" for s in r.seconds)
+        mean = f"{r.mean:.1f}" if r.reached else "goal not reached"
         lines.append(
-            f"| {r.name} | {settings(r.peer)} | {each} | {r.mean:.1f} "
+            f"| {r.name} | {settings(r.peer)} | {each} | {mean} "
             f"| {' '.join(map(str, r.steps))} | {a_step:.4f} | {r.sent / 1e6:.2f} | {framed} "
             f"| {r.utilisation:.1%} | {r.how} |"
         )
@@ -127,8 +129,9 @@ def goals(rows: dict[str, list[Row]], cells: Cells) -> list[str]:
         lines.append(f"| {goal} | {measured} | {'held' if held else '**MISSED**'} |")
 
     def over(rate: str, goal: str, times: float, whom: Callable[[Row], bool]) -> None:
-        own = [r for r in rows.get(rate, []) if r.name.startswith("thinwire")]
-        others = [r for r in rows.get(rate, []) if not r.name.startswith("thinwire") and whom(r)]
+        there = [r for r in rows.get(rate, []) if r.reached]
+        own = [r for r in there if r.name.startswith("thinwire")]
+        others = [r for r in there if not r.name.startswith("thinwire") and whom(r)]
         if not own or not others:
             lines.append(f"| {goal} | not measured | |")
             return

@@ -63,6 +63,12 @@ class Bench:
             )
 
     @property
+    def log(self) -> Path:
+        """What the jobs' processes say: torchft says much."""
+        path: Path = self.said.runs / "jobs.log"
+        return path
+
+    @property
     def cells(self) -> list[Cell]:
         """Those that are done."""
         found = sorted(self.said.runs.glob(f"{self.what}-*.json"))
@@ -162,7 +168,7 @@ class Bench:
                     continue
                 failed = {**broken, "task": self.what, "failed": str(error)}
                 write_atomically(Path(broken["file"]), json.dumps(failed).encode())
-                print(f"  {broken['peer']['name']} failed: {error}", flush=True)
+                print(f"  {broken['peer']['name']} failed: {error}; see {self.log}", flush=True)
 
     def _job(self, cells: list[Cell], rate: str, limit: float) -> None:
         data = None if self.said.data is None else str(self.said.data.resolve())
@@ -172,7 +178,7 @@ class Bench:
             bits = None if rate == "unlimited" else units.rate(rate)
             with Lab(HOSTS, bits) as lab:
                 worker = str(Path(__file__).with_name("peer_work.py"))
-                lab.job([worker, str(spec)], {}, torchrun=False, limit=limit)
+                lab.job([worker, str(spec)], {}, torchrun=False, limit=limit, log=self.log)
 
     def _cell(
         self, how: str, peer: Peer, rate: str, seed: int, steps: int, stop: bool = False

@@ -34,7 +34,7 @@ from thinwire.cli.signals import Interrupted, heeded
 from thinwire.errors import ThinwireError
 
 N = 4
-MOST = 1024
+MOST = 1536
 """Steps after which a run is given up."""
 Run = tuple[nn.Module, Callable[[], None]]
 """The model that is judged, and one step of all workers."""
@@ -169,7 +169,7 @@ def read(out: Path, what: str) -> list[dict[str, Any]]:
 
 INNER: dict[str, list[dict[str, Any]]] = {
     "mlp": [
-        *({"lr": lr, "beta": 0.9} for lr in (0.1, 0.2, 0.05)),
+        *({"lr": lr, "beta": 0.9} for lr in (0.1, 0.05, 0.2)),
         *({"lr": lr, "beta": 0.0} for lr in (0.5, 1.0, 0.3)),
     ],
     "gpt": [{"lr": lr, "beta": 0.9} for lr in (3e-3, 5e-3, 2e-3)],
@@ -177,7 +177,7 @@ INNER: dict[str, list[dict[str, Any]]] = {
 """Inner steps: SGD with and without Nesterov momentum for the MLP, AdamW for the GPT."""
 KEPT = 2
 """Beyond an algorithm's anchors, so many of the inner steps that were best at any of them."""
-HS = {"mlp": (8, 256, 64, 128, 512, 32, 16), "gpt": (8, 128, 32)}
+HS = {"mlp": (8, 256, 512, 128, 64, 32, 16), "gpt": (8, 128, 32)}
 OWN_HS = {"mlp": (8, 16, 4, 32), "gpt": (8, 16, 4)}
 OUTER = ((0.7, 0.9), (0.9, 0.5))
 
@@ -185,8 +185,9 @@ OUTER = ((0.7, 0.9), (0.9, 0.5))
 def grid(what: str) -> Iterator[tuple[dict[str, Any], bool]]:
     """Yields every peer's settings that are tried, and whether with every inner step."""
     own = {"algorithm": "thinwire"}
-    for n, H in enumerate(HS[what]):
-        yield {"family": "local_sgd", "algorithm": "local_sgd", "H": H}, n < 2
+    averaged = {"family": "local_sgd", "algorithm": "local_sgd"}
+    for n, H in enumerate(HS[what][:5]):
+        yield {**averaged, "H": H}, n < 2
     for n, H in enumerate(OWN_HS[what]):
         yield {"family": "signtopk", **own, "method": "signtopk", "H": H, "density": 0.01}, n < 1
     for H in OWN_HS[what][:2]:
@@ -197,6 +198,8 @@ def grid(what: str) -> Iterator[tuple[dict[str, Any], bool]]:
         yield {"family": "powersgd", **powersgd}, rank == 1
     for n, H in enumerate(OWN_HS[what]):
         yield {"family": "ring8", **own, "method": "ring8", "H": H}, n < 1
+    for H in HS[what][5:]:
+        yield {**averaged, "H": H}, False
     for H in (64, 128, 32, 256):
         for outer_lr, momentum in OUTER:
             yield {"family": "diloco", "algorithm": "diloco", "H": H, "outer_lr": outer_lr,
@@ -206,12 +209,13 @@ def grid(what: str) -> Iterator[tuple[dict[str, Any], bool]]:
         yield {"family": "gossip8", **own, "method": "gossip8", "H": H}, False
 
 
-def promising(cells: list[dict[str, Any]], algorithm: str) -> list[dict[str, Any]]:
-    """Returns the inner steps that came best, in any cell so far of that algorithm."""
+def promising(cells: list[dict[str, Any]], shape: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the inner steps that came best so far, of that algorithm at an H not far from it."""
     best: dict[tuple[float, float], float] = {}
     for cell in cells:
         peer = cell["peer"]
-        if cell["reached_at"] and peer["algorithm"] == algorithm:
+        near = 0.25 <= peer.get("H", 1) / shape.get("H", 1) <= 4
+        if cell["reached_at"] and near and peer["algorithm"] == shape["algorithm"]:
             inner = peer["lr"], peer["beta"]
             best[inner] = min(best.get(inner, MOST), cell["reached_at"])
     first = sorted(best, key=lambda inner: best[inner])[:KEPT]
@@ -249,7 +253,7 @@ def table(cells: list[dict[str, Any]]) -> str:
 def tune(what: Task, shape: dict[str, Any], full: bool, said: argparse.Namespace) -> None:
     """Counts the steps of one peer with every inner step, or with the promising ones."""
     best = said.most
-    known = promising(read(said.out, what.name), shape["algorithm"])
+    known = promising(read(said.out, what.name), shape)
     for inner in INNER[what.name] if full or not known else known:
         peer = {**shape, **inner}
         file = said.out / f"{stem(what, peer, said.seed)}.json"

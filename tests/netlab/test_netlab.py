@@ -91,7 +91,8 @@ def test_a_job_runs_at_the_rate_and_its_bytes_are_reconciled(tmp_path: Path) -> 
         sent, framed = (int(n.replace(",", "")) for n in pair)
         # 66 of 1514 bytes a packet are headers; acknowledgements, rendezvous and Gloo are the rest.
         assert 1.02 < sent / framed < 1.10
-    seconds = json.loads(out.read_text())["seconds"]
+    (found,) = json.loads(out.read_text())
+    seconds = found["times"]["1"]["sync"]
     assert seconds > 0.9 * Link(2e7).seconds(500_000)
     assert left_behind(process.pid, str(ROUNDS)) == NOTHING
 
