@@ -100,10 +100,10 @@ class Gpt:
     """The byte-level GPT of recipes/gpt, 0.84 M parameters, AdamW, to so many bits a byte."""
 
     data: Path | None = None
-    batch: int = 4
-    target: float = 3.2
+    batch: int = 2
+    target: float = 4.0
     name: str = "gpt"
-    goal: str = "3.2 bits a byte"
+    goal: str = "4 bits a byte"
     far: float = -5.0
 
     @cached_property

@@ -172,13 +172,14 @@ INNER: dict[str, list[dict[str, Any]]] = {
         *({"lr": lr, "beta": 0.9} for lr in (0.1, 0.05, 0.2)),
         *({"lr": lr, "beta": 0.0} for lr in (0.5, 1.0, 0.3)),
     ],
-    "gpt": [{"lr": lr, "beta": 0.9} for lr in (3e-3, 5e-3, 2e-3)],
+    "gpt": [{"lr": lr, "beta": 0.9} for lr in (3e-3, 5e-3)],
 }
 """Inner steps: SGD with and without Nesterov momentum for the MLP, AdamW for the GPT."""
 KEPT = 2
 """Beyond an algorithm's anchors, so many of the inner steps that were best at any of them."""
-HS = {"mlp": (8, 256, 512, 128, 64, 32, 16), "gpt": (8, 128, 32)}
-OWN_HS = {"mlp": (8, 16, 4, 32), "gpt": (8, 16, 4)}
+HS = {"mlp": (8, 256, 512, 128, 64, 32, 16), "gpt": (8, 64, 32)}
+OWN_HS = {"mlp": (8, 16, 4, 32), "gpt": (16, 8)}
+DILOCO_HS = {"mlp": (64, 128, 32, 256), "gpt": (32, 64)}
 OUTER = ((0.7, 0.9), (0.9, 0.5))
 
 
@@ -200,10 +201,10 @@ def grid(what: str) -> Iterator[tuple[dict[str, Any], bool]]:
         yield {"family": "ring8", **own, "method": "ring8", "H": H}, n < 1
     for H in HS[what][5:]:
         yield {**averaged, "H": H}, False
-    for H in (64, 128, 32, 256):
+    for H in DILOCO_HS[what]:
         for outer_lr, momentum in OUTER:
             yield {"family": "diloco", "algorithm": "diloco", "H": H, "outer_lr": outer_lr,
-                   "momentum": momentum}, (H, momentum) == (64, 0.9)  # fmt: skip
+                   "momentum": momentum}, (H, momentum) == (DILOCO_HS[what][0], 0.9)  # fmt: skip
     for H in OWN_HS[what][:2]:
         yield {"family": "topk4", **own, "method": "topk4", "H": H, "density": 0.01}, False
         yield {"family": "gossip8", **own, "method": "gossip8", "H": H}, False

@@ -78,15 +78,13 @@ class DistributedTransport:
             self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
         heads = self._receive(
-            [(t.source, t.bound if self._whole(t) else self._header) for t in takes]
+            [(t.source, t.bound if self._whole(t) else self._header, b"") for t in takes]
         )
         lengths = [self._checked(t, head) for t, head in zip(takes, heads, strict=True)]
-        split = [(t, n) for t, n in zip(takes, lengths, strict=True) if not self._whole(t)]
-        bodies = deque(self._receive([(t.source, n - self._header) for t, n in split]))
-        arrived = deque(
-            head[:n] if self._whole(t) else head + bodies.popleft()
-            for t, n, head in zip(takes, lengths, heads, strict=True)
-        )
+        known = list(zip(takes, lengths, heads, strict=True))
+        split = [(t.source, n, head) for t, n, head in known if not self._whole(t)]
+        rest = deque(self._receive(split))
+        arrived = deque(head[:n] if self._whole(t) else rest.popleft() for t, n, head in known)
         self._settle(leave=UNAWAITED)
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
@@ -140,8 +138,9 @@ class DistributedTransport:
             raise FrameError(
                 f"frame to rank {post.to} has {len(post.frame)} bytes, above its bound {post.bound}"
             )
-        at = len(post.frame) if self._whole(post) else self._header
-        for data in (post.frame[:at], post.frame[at:]):
+        frame = memoryview(post.frame)
+        at = len(frame) if self._whole(post) else self._header
+        for data in (frame[:at], frame[at:]):
             if data:
                 tensor = self._tensor(data)
                 with _lost(post.to):
@@ -153,15 +152,18 @@ class DistributedTransport:
             work, _, to = self._leaving.popleft()
             self._wait(work, to)
 
-    def _receive(self, takes: list[tuple[int, int]]) -> list[bytes]:
-        buffers = [
-            torch.zeros(n, dtype=torch.uint8, device=self._device or host.CPU) for _, n in takes
-        ]
-        works: list[tuple[Any, int]] = []
-        for (source, n), buffer in zip(takes, buffers, strict=True):
-            if n:
+    def _receive(self, takes: list[tuple[int, int, bytes]]) -> list[bytes]:
+        """Returns messages of so many bytes each, what is known of their beginning in its place."""
+        buffers, works = [], []
+        for source, n, head in takes:
+            buffer = torch.zeros(n, dtype=torch.uint8, device=self._device or host.CPU)
+            buffers.append(buffer)
+            rest = buffer[len(head) :]
+            if head:
+                buffer[: len(head)] = self._tensor(memoryview(head))
+            if len(rest):
                 with _lost(source):
-                    works.append((self.group.recv([buffer], source, 0), source))
+                    works.append((self.group.recv([rest], source, 0), source))
         for work, source in works:
             self._wait(work, source)
         return [bytes(buffer.cpu().numpy()) for buffer in buffers]
@@ -175,7 +177,7 @@ class DistributedTransport:
                 work.wait(self._hard)
         self.awaited = None
 
-    def _tensor(self, data: bytes) -> Tensor:
+    def _tensor(self, data: memoryview) -> Tensor:
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return tensor if self._device is None else tensor.to(self._device)
 
