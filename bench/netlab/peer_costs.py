@@ -17,7 +17,10 @@ from peer_methods import PEERS
 
 from thinwire import units
 
+RATES = ("50mbit", "100mbit", "1gbit")
 D = 1_863_690
+SKIPPED = 2
+"""Steps at the start of a probe: DDP builds its buckets, and post-local SGD is DDP still."""
 LOCAL = 0.012
 """Seconds of a local step where no probe has said so yet: 4 processes on 2 cores."""
 Peer = dict[str, Any]
@@ -60,9 +63,9 @@ def probed(cells: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], Cost]:
     found = {}
     for cell in cells:
         if cell["how"] == "probe" and "failed" not in cell:
-            H, each = cell["peer"].get("H", 1), cell["each"][1:]
-            at_round = [s for n, s in enumerate(each, 2) if n % H == 0]
-            between = [s for n, s in enumerate(each, 2) if n % H]
+            H, each = cell["peer"].get("H", 1), cell["each"][SKIPPED:]
+            at_round = [s for n, s in enumerate(each, SKIPPED + 1) if n % H == 0]
+            between = [s for n, s in enumerate(each, SKIPPED + 1) if n % H]
             local = fmean(between) if between else 0.0
             cost = Cost(local, fmean(at_round) - local)
             found[(cell["task"], cell["rate"], *shape(cell["peer"]))] = cost
@@ -88,8 +91,8 @@ def steps_of(cells: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
 
 def choose(
     name: str, rate: str, cells: Sequence[dict[str, Any]], costs: dict[tuple[Any, ...], Cost]
-) -> tuple[Peer, float, list[int]] | None:
-    """Returns a peer's best settings at a rate, its predicted seconds, and its counted steps.
+) -> tuple[Peer, float, list[int], str] | None:
+    """Returns a peer's best settings at a rate, its seconds and steps, and how `tune.py` has them.
 
     Seed 0 alone chooses, which all settings have been run with.
     """
@@ -106,4 +109,4 @@ def choose(
             best = (peer, seconds, key)
     if best is None:
         return None
-    return best[0], best[1], steps_of(cells).get(best[2], [])
+    return best[0], best[1], steps_of(cells).get(best[2], []), best[2]

@@ -78,7 +78,7 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
     found = choose(name, rate, tuning, costs)
     if found is None or not found[2]:
         return None
-    peer, _, steps = found
+    peer, _, steps, _ = found
     like = [
         c for c in here
         if c["how"] == "probe" and "failed" not in c

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import Lab
-from peer_costs import Cost, Peer, choose, counted, nominal, probed
+from peer_costs import RATES, Cost, Peer, choose, counted, nominal, probed
 from peer_methods import PEERS
 from peer_results import write
 from tasks import task
@@ -34,7 +34,6 @@ from thinwire.cli.signals import Interrupted, heeded
 from thinwire.errors import ConfigError, ThinwireError
 
 HOSTS = 4
-RATES = ("50mbit", "100mbit", "1gbit")
 TOO_LONG = 600.0
 """Seconds of a whole run; a longer one is a product."""
 START = 20.0
@@ -104,14 +103,14 @@ class Bench:
         order = sorted(best, key=lambda name: best[name][1])
         own = [name for name in order if name.startswith("thinwire")]
         others = [name for name in order if not name.startswith("thinwire")]
-        wanted = own[:1] + others[:1]
+        wanted = own[:1] + others[:2]
         if rate == "100mbit" or self.said.quick:
             wanted = own[:2] + others[:3] + [n for n in others[3:] if "PowerSGD" in n]
         if rate == "1gbit":
-            wanted += [n for n in others[1:] if n == "DDP"]
+            wanted = own[:1] + others[:1] + [n for n in others[1:] if n == "DDP"]
         cells = []
         for name in dict.fromkeys(wanted):
-            peer, seconds, _ = best[name]
+            peer, seconds, _, _ = best[name]
             if seconds <= TOO_LONG:
                 for seed in self.said.seeds or ((0,) if self.said.quick else SEEDS):
                     steps = 96 if self.said.quick else 1536
@@ -130,7 +129,7 @@ class Bench:
             for seed in self.said.seeds or SEEDS
         ]
 
-    def best(self, name: str, rate: str) -> tuple[Peer, float, list[int]] | None:
+    def best(self, name: str, rate: str) -> tuple[Peer, float, list[int], str] | None:
         """Returns a peer's best settings at a rate; see `choose`."""
         return choose(name, rate, self.tuning, probed(self.cells))
 

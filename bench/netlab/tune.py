@@ -1,6 +1,7 @@
 """Steps to the goal of every peer over its settings: counted in one process, no wire, no root.
 
     python bench/netlab/tune.py --data DIR --out DIR     # every cell, resumable
+    python bench/netlab/tune.py --data DIR --out DIR --finalists    # the chosen, two seeds more
     python bench/netlab/tune.py --data DIR --out DIR --table
 
 Steps do not depend on a link or on what else the machine does, so they are counted in lock-step,
@@ -24,7 +25,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peer_methods import hooked, preset
+from peer_costs import RATES, choose
+from peer_methods import PEERS, hooked, preset
 from tasks import EVALUATE_EVERY, Task, task
 from torch import Tensor, nn
 
@@ -269,6 +271,20 @@ def tune(what: Task, shape: dict[str, Any], full: bool, said: argparse.Namespace
         best = min(best, json.loads(file.read_text())["reached_at"] or best)
 
 
+def finalists(what: Task, said: argparse.Namespace) -> None:
+    """Counts the steps of each peer's best settings, at every rate, with two more seeds."""
+    cells = read(said.out, what.name)
+    found = [choose(name, rate, cells, {}) for name in PEERS for rate in RATES]
+    chosen = {best[3]: json.loads(best[3]) for best in found if best is not None}
+    for seed in (1, 2):
+        for peer in chosen.values():
+            file = said.out / f"{stem(what, peer, seed)}.json"
+            if not file.exists():
+                again = count(what, peer, seed, said.most)
+                print(again["reached_at"], seed, json.dumps(peer), flush=True)
+                write_atomically(file, json.dumps(again).encode())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Steps to the goal, over each peer's settings.")
     parser.add_argument("--task", choices=("mlp", "gpt"), default="mlp")
@@ -277,6 +293,7 @@ def main() -> int:
     parser.add_argument("--families", nargs="*")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=int, default=MOST)
+    parser.add_argument("--finalists", action="store_true")
     parser.add_argument("--table", action="store_true")
     said = parser.parse_args()
     torch.set_num_threads(1)
@@ -285,7 +302,9 @@ def main() -> int:
             if not said.table:
                 what = task(said.task, said.data)
                 said.out.mkdir(parents=True, exist_ok=True)
-                for shape, full in grid(said.task):
+                if said.finalists:
+                    finalists(what, said)
+                for shape, full in () if said.finalists else grid(said.task):
                     if not said.families or shape["family"] in said.families:
                         tune(what, shape, full, said)
             print(table(read(said.out, said.task)))
