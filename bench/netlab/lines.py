@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lab import Lab
+from lab import QUIET, Lab
 from rounds import ALL_REDUCE
 
 from thinwire import units
@@ -53,8 +53,7 @@ def on_loopback(arguments: list[str]) -> Results:
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(HOSTS)]
         subprocess.run(
             [sys.executable, *launch, str(ROUNDS), *arguments, "--out", str(out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
-                 "GLOO_SOCKET_IFNAME": "lo"},
+            env={**os.environ, **QUIET, "GLOO_SOCKET_IFNAME": "lo"},
             check=True,
         )  # fmt: skip
         found: Results = json.loads(out.read_text())

@@ -23,9 +23,6 @@ Gloo aborts the process that receives more than it posted, and does not say when
 a receiver either posts the bound both sides know, or learns the length first.
 """
 
-UNAWAITED = 64
-"""Sends that may be on their way at once."""
-
 
 class DistributedTransport:
     """Moves frames over a process group, sends on their way while the round goes on.
@@ -85,14 +82,18 @@ class DistributedTransport:
         split = [(t.source, n, head) for t, n, head in known if not self._whole(t)]
         rest = deque(self._receive(split))
         arrived = deque(head[:n] if self._whole(t) else rest.popleft() for t, n, head in known)
-        self._settle(leave=UNAWAITED)
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
         ]
 
     def flush(self) -> None:
-        """Waits until every post has left."""
-        self._settle(leave=0)
+        """Waits until every post has left; no turn does, for Gloo sends only what is asked for.
+
+        Ranks that waited in a turn for their oldest sends would wait for each other in a circle.
+        """
+        while self._leaving:
+            work, _, to = self._leaving.popleft()
+            self._wait(work, to)
 
     def reduce(self, vector: Tensor) -> Tensor:
         """Returns the sum over all ranks, in the engine's own order."""
@@ -146,11 +147,6 @@ class DistributedTransport:
                 with _lost(post.to):
                     work = self.group.send([tensor], post.to, 0)
                 self._leaving.append((work, tensor, post.to))
-
-    def _settle(self, leave: int) -> None:
-        while len(self._leaving) > leave:
-            work, _, to = self._leaving.popleft()
-            self._wait(work, to)
 
     def _receive(self, takes: list[tuple[int, int, bytes]]) -> list[bytes]:
         """Returns messages of so many bytes each, what is known of their beginning in its place."""
