@@ -12,6 +12,7 @@ from typing import Any
 
 from peer_costs import Peer, choose, counted, probed
 from peer_methods import PEERS
+from tune import table as tuned
 
 from thinwire.runs import ran_on
 
@@ -200,8 +201,17 @@ def write(target: Path, runs: Path) -> None:
         text += [f"## {goal[0].upper()}{goal[1:]}", ""]
         if task == "mlp":
             text += [*goals(rows, cells), ""]
-        for rate, here in rows.items():
+        for rate, here in ((rate, here) for rate, here in rows.items() if here):
             text += [f"### {rate}", "", *table(here), ""]
+        text += [
+            "### Steps to the goal over the settings, counted in lock-step",
+            "",
+            "Seed 0 chooses; the chosen are counted with two seeds more. Cells that fell an eighth "
+            "behind their peer's best, or plainly went nowhere, were stopped.",
+            "",
+            tuned(tuning),
+            "",
+        ]
         broken = [c for c in cells if "failed" in c]
         text += [
             f"{c['peer']['name']}, {c['rate']}, {c['how']}: failed: {c['failed']}\n" for c in broken
