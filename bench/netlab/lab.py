@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -36,6 +37,9 @@ NET = "10.77.0"
 MOST_HOSTS = 250
 PORT = 29511
 GRACE = 1.0
+QUIET = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
+"""Of every job: one thread each, for hosts share cores; torch's large vectors in huge pages, since
+a new one costs its page faults at each use: 44 ms of 25.6 M entries, with huge pages 11."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,12 @@ class Lab:
                 remove(name)
 
     def job(
-        self, command: Sequence[str], environment: dict[str, str], torchrun: bool = True
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        torchrun: bool = True,
+        limit: float | None = None,
+        log: Path | None = None,
     ) -> Traffic:
         """Runs one process of a job on each host, and returns what went over the wire.
 
@@ -125,18 +134,20 @@ class Lab:
             environment: more of it, for all.
             torchrun: whether torchrun starts it; else it is given the same variables by us, which
                 saves a process a host.
+            limit: seconds after which it is given up.
+            log: where what the processes say is appended; by default it is shown.
 
         Raises:
-            ThinwireError: a process failed; the others are ended.
+            ThinwireError: a process failed, or they took too long; the others are ended.
         """
         with tempfile.TemporaryDirectory(prefix="netlab-") as folder:
             before = [self.counters(name) for name in self.names]
             running = []
             for host, name in enumerate(self.names):
-                started = self._start(host, name, command, environment, folder, torchrun)
+                started = self._start(host, name, command, environment, folder, torchrun, log)
                 running.append(started)
                 self.processes.append(started)
-            self._await(running)
+            self._await(running, limit)
             after = [self.counters(name) for name in self.names]
             framed = [_framed(Path(folder) / f"{rank}.json") for rank in range(self.hosts)]
         pairs = list(zip(before, after, strict=True))
@@ -174,11 +185,11 @@ class Lab:
 
     def _start(
         self, host: int, name: str, command: Sequence[str], environment: dict[str, str],
-        folder: str, torchrun: bool,
+        folder: str, torchrun: bool, log: Path | None,
     ) -> subprocess.Popen[bytes]:  # fmt: skip
         given = {
-            **os.environ, **environment, "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
-            "NUMBA_NUM_THREADS": "1", "NETLAB_REPORT": folder,
+            **os.environ, **QUIET, **environment, "GLOO_SOCKET_IFNAME": "eth0",
+            "NETLAB_REPORT": folder,
         }  # fmt: skip
         if torchrun:
             launch = [
@@ -192,14 +203,19 @@ class Lab:
                 "MASTER_ADDR": f"{NET}.1", "MASTER_PORT": f"{PORT}",
             }  # fmt: skip
         # A session of its own, so that Ctrl-C reaches the lab alone, which ends it.
-        return subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, *launch, *command],
-            env=given,
-            start_new_session=True,
-        )
+        with contextlib.ExitStack() as stack:
+            said = None if log is None else stack.enter_context(log.open("ab"))
+            return subprocess.Popen(
+                ["ip", "netns", "exec", name, sys.executable, *launch, *command],
+                env=given,
+                start_new_session=True,
+                stdout=said,
+                stderr=said,
+            )
 
-    def _await(self, running: list[subprocess.Popen[bytes]]) -> None:
+    def _await(self, running: list[subprocess.Popen[bytes]], limit: float | None) -> None:
         left = list(running)
+        end = math.inf if limit is None else time.monotonic() + limit
         while left:
             for process in list(left):
                 code = process.poll()
@@ -210,6 +226,10 @@ class Lab:
                     for other in left:
                         _end(other)
                     raise ThinwireError(f"host {running.index(process)} ended with {code}")
+            if time.monotonic() > end:
+                for other in left:
+                    _end(other)
+                raise ThinwireError(f"the job was given up after {limit:.0f} s")
             time.sleep(0.05)
 
 

@@ -1,12 +1,13 @@
 """The peers of bench/netlab/peers.py: each a way to train the same model on the same links.
 
-A peer is made by a function (model, lr, settings) -> (module to call, step, close): `step()` takes
-what `optimizer.step()` takes, communication in it.
+A peer is made by a function (model, inner, settings) -> (module to call, optimizer, close), where
+`inner(model)` makes the inner optimizer; the optimizer's `step()` has the communication in it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -26,19 +27,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 import thinwire as tw
 
+Inner = Callable[[nn.Module], torch.optim.Optimizer]
 Made = tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]
 LIGHTHOUSE = 29600
+_houses = itertools.count()
+WARM = 2
+"""Steps that DDP's post-local-SGD hook begins with as DDP: its buckets are built in the first."""
 
 
-def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=lr)
-
-
-def ddp(model: nn.Module, said: dict[str, Any]) -> Made:
+def hooked(model: nn.Module, said: dict[str, Any]) -> DistributedDataParallel:
+    """Returns the model under DDP, with torch's hook of that name where one is named."""
     # One bucket: PowerSGD with several crashes or hangs over Gloo.
     wrapped = DistributedDataParallel(model, bucket_cap_mb=1000)
     hook = said.get("hook")
-    optimizer = sgd(model, said["lr"])
     if hook == "fp16":
         wrapped.register_comm_hook(None, default_hooks.fp16_compress_hook)
     elif hook == "powersgd":
@@ -46,22 +47,36 @@ def ddp(model: nn.Module, said: dict[str, Any]) -> Made:
             None, matrix_approximation_rank=said["rank"], start_powerSGD_iter=2
         )
         wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-    elif hook == "post_local_sgd":
+    return wrapped
+
+
+def ddp(model: nn.Module, inner: Inner, said: dict[str, Any]) -> Made:
+    wrapped, optimizer = hooked(model, said), inner(model)
+    if said.get("hook") == "post_local_sgd":
         alone, _ = dist.new_subgroups(group_size=1)
-        warm = said.get("warmup", 2)
-        state = PostLocalSGDState(None, alone, warm, post_local_gradient_allreduce=False)
+        state = PostLocalSGDState(None, alone, WARM, post_local_gradient_allreduce=False)
         wrapped.register_comm_hook(state, post_localSGD_hook)
-        averager = PeriodicModelAverager(period=said["H"], warmup_steps=warm)
-        optimizer = PostLocalSGDOptimizer(optimizer, averager)
+        optimizer = PostLocalSGDOptimizer(optimizer, every(said["H"]))
     return wrapped, optimizer, lambda: None
 
 
-def post_local_sgd_optimizer(model: nn.Module, said: dict[str, Any]) -> Made:
-    averager = PeriodicModelAverager(period=said["H"], warmup_steps=0)
-    return model, PostLocalSGDOptimizer(sgd(model, said["lr"]), averager), lambda: None
+def every(H: int) -> PeriodicModelAverager:
+    """Returns torch's averager, its rounds after every H-th step, so that all are judged alike.
+
+    Without a warm-up it averages after the first step, and then after steps 1 + H, 1 + 2 H.
+    """
+    return PeriodicModelAverager(period=H, warmup_steps=H - 1)
 
 
-def torchft(model: nn.Module, said: dict[str, Any]) -> Made:
+def post_local_sgd_optimizer(model: nn.Module, inner: Inner, said: dict[str, Any]) -> Made:
+    return model, PostLocalSGDOptimizer(inner(model), every(said["H"])), lambda: None
+
+
+def alone(model: nn.Module, inner: Inner, said: dict[str, Any]) -> Made:
+    return model, inner(model), lambda: None
+
+
+def torchft(model: nn.Module, inner: Inner, said: dict[str, Any]) -> Made:
     from torchft.coordination import LighthouseServer
     from torchft.local_sgd import DiLoCo, LocalSGD
     from torchft.manager import Manager
@@ -86,11 +101,10 @@ def torchft(model: nn.Module, said: dict[str, Any]) -> Made:
 
     rank, N, master = dist.get_rank(), dist.get_world_size(), os.environ["MASTER_ADDR"]
     own = f"{master.rpartition('.')[0]}.{rank + 1}" if "NETLAB_REPORT" in os.environ else master
-    house = None
+    # One after another in one process, each with a lighthouse of its own.
+    port, house = LIGHTHOUSE + next(_houses), None
     if rank == 0:
-        house = LighthouseServer(
-            bind=f"{master}:{LIGHTHOUSE}", min_replicas=N, join_timeout_ms=1000
-        )
+        house = LighthouseServer(bind=f"{master}:{port}", min_replicas=N, join_timeout_ms=1000)
     dist.barrier()
     store = dist.TCPStore(own, 0, is_master=True, wait_for_workers=False)
     long = timedelta(seconds=300)
@@ -106,18 +120,21 @@ def torchft(model: nn.Module, said: dict[str, Any]) -> Made:
         world_size=1,
         store_addr=own,
         store_port=store.port,
-        lighthouse_addr=f"http://{master}:{LIGHTHOUSE}",
+        lighthouse_addr=f"http://{master}:{port}",
         replica_id=f"peer{rank}",
         hostname=own,
     )
-    inner = sgd(model, said["lr"])
-    if said["method"] == "local_sgd":
-        held: Any = LocalSGD(manager, model, inner, sync_every=said["H"])
+    optimizer = inner(model)
+    # The first quorum connects the group: as for all others, that is before the first step.
+    manager.start_quorum()
+    assert manager.should_commit()
+    if said["algorithm"] == "local_sgd":
+        held: Any = LocalSGD(manager, model, optimizer, sync_every=said["H"])
     else:
         outer = torch.optim.SGD(
             model.parameters(), lr=said["outer_lr"], momentum=said["momentum"], nesterov=True
         )
-        held = DiLoCo(manager, [model], inner, outer, sync_every=said["H"])
+        held = DiLoCo(manager, [model], optimizer, outer, sync_every=said["H"])
     stack = contextlib.ExitStack()
     stack.enter_context(held)
 
@@ -129,54 +146,50 @@ def torchft(model: nn.Module, said: dict[str, Any]) -> Made:
         if house is not None:
             house.shutdown()
 
-    return model, inner, close
+    return model, optimizer, close
 
 
-def thinwire(model: nn.Module, said: dict[str, Any]) -> Made:
-    C: dict[str, Any] = {
-        "signtopk": lambda: tw.qsparse_local_sgd(said["H"], exchange=tw.Gather()),
-        "topk4": lambda: tw.qsparse_local_sgd(
-            said["H"], tw.TopK(density=0.01) >> tw.QSGD(bits=4), tw.Gather()
+def preset(said: dict[str, Any]) -> Any:
+    """Returns the preset of these settings: a method, H and, of a sparse one, the density."""
+    H, density = said["H"], said.get("density", 0.01)
+    made: dict[str, Callable[[], Any]] = {
+        "signtopk": lambda: tw.qsparse_local_sgd(
+            H, tw.TopK(density=density) >> tw.Sign(), tw.Gather()
         ),
-        "ring8": lambda: tw.qprsgd_ring(said["H"]),
-        "gossip8": lambda: tw.qprsgd_gossip(said["H"]),
+        "topk4": lambda: tw.qsparse_local_sgd(
+            H, tw.TopK(density=density) >> tw.QSGD(bits=4), tw.Gather()
+        ),
+        "ring8": lambda: tw.qprsgd_ring(H),
+        "gossip8": lambda: tw.qprsgd_gossip(H),
         "delegate": lambda: tw.vanilla(delegate=True),
     }
-    preset = C[said["method"]]()
-    return model, tw.LocalSGD(model, sgd(model, said["lr"]), **preset), lambda: None
+    return made[said["method"]]()
 
 
-KINDS = {
+def thinwire(model: nn.Module, inner: Inner, said: dict[str, Any]) -> Made:
+    return model, tw.LocalSGD(model, inner(model), **preset(said)), lambda: None
+
+
+KINDS: dict[str, Callable[[nn.Module, Inner, dict[str, Any]], Made]] = {
+    "alone": alone,
     "ddp": ddp,
     "post_local_sgd_optimizer": post_local_sgd_optimizer,
     "torchft": torchft,
     "thinwire": thinwire,
 }
 
-LR = 0.1
-"""SGD without momentum, for all, until each peer's grid has been run: see peers.py --lr."""
-HS = (8, 16, 32, 64, 128, 256, 512)
 PEERS: dict[str, dict[str, Any]] = {
-    "DDP": {"kind": "ddp"},
-    "DDP fp16": {"kind": "ddp", "hook": "fp16"},
-    **{f"DDP PowerSGD r{r}": {"kind": "ddp", "hook": "powersgd", "rank": r} for r in (1, 2, 4)},
-    **{
-        f"DDP post-local SGD H{H}": {"kind": "ddp", "hook": "post_local_sgd", "H": H} for H in HS
-    },
-    **{f"PostLocalSGDOptimizer H{H}": {"kind": "post_local_sgd_optimizer", "H": H} for H in HS},
-    **{
-        f"torchft LocalSGD H{H}": {"kind": "torchft", "method": "local_sgd", "H": H} for H in HS
-    },
-    **{
-        f"torchft DiLoCo H{H}": {
-            "kind": "torchft", "method": "diloco", "H": H, "outer_lr": 0.7, "momentum": 0.9,
-        }
-        for H in HS
-    },
-    **{
-        f"thinwire {name} H{H}": {"kind": "thinwire", "method": name, "H": H}
-        for name in ("signtopk", "topk4", "ring8", "gossip8")
-        for H in (4, 8, 16, 32, 64)
-    },
-    "thinwire all-reduce": {"kind": "thinwire", "method": "delegate"},
-}  # fmt: skip
+    "DDP": {"kind": "ddp", "family": "ddp"},
+    "DDP fp16": {"kind": "ddp", "hook": "fp16", "family": "ddp"},
+    "DDP PowerSGD": {"kind": "ddp", "hook": "powersgd", "family": "powersgd"},
+    "DDP post-local SGD": {"kind": "ddp", "hook": "post_local_sgd", "family": "local_sgd"},
+    "PostLocalSGDOptimizer": {"kind": "post_local_sgd_optimizer", "family": "local_sgd"},
+    "torchft LocalSGD": {"kind": "torchft", "family": "local_sgd"},
+    "torchft DiLoCo": {"kind": "torchft", "family": "diloco"},
+    "thinwire SignTopK": {"kind": "thinwire", "family": "signtopk"},
+    "thinwire TopK 4 bits": {"kind": "thinwire", "family": "topk4"},
+    "thinwire ring 8 bits": {"kind": "thinwire", "family": "ring8"},
+    "thinwire gossip 8 bits": {"kind": "thinwire", "family": "gossip8"},
+}
+"""By name; `family` is where `tune.py` tuned it: one algorithm under several names is tuned once.
+"""

@@ -1,216 +1,229 @@
-"""Peers side by side on shaped links: one MLP of 1.86 M parameters on MNIST, 4 hosts.
+"""Peers side by side on shaped links, 4 hosts: an MLP on MNIST, and a GPT on bytes.
 
-    python bench/netlab/peers.py --data DIR                 # every cell, resumable
-    python bench/netlab/peers.py --data DIR --quick         # few peers, one rate, one seed
-    python bench/netlab/peers.py --data DIR --table         # what the cells so far say
+    python bench/netlab/peers.py --data DIR --list     # what would be run, and how long it takes
+    python bench/netlab/peers.py --data DIR --all      # probes, then whole runs, then RESULTS.md
+    python bench/netlab/peers.py --data DIR --quick    # a few peers and steps: does it work here?
+    python bench/netlab/peers.py --data DIR --quality  # accuracy after more steps, unshaped
 
-A cell is one peer at one rate and seed, one JSON file in --runs; a cell that is there is not run
-again. All peers have the same model, start, data, order, batch and seeds. Seconds count computing
-and talking, not starting, tests and closing. Needs root.
+First `tune.py` counts every peer's steps. A probe is a few steps and rounds of a peer on links of a
+rate; with them each peer's settings are chosen. Where a whole run takes ten minutes at most and is
+wanted, it is made; elsewhere steps x seconds a step stands in its place, marked so. Each cell is a
+file in --runs, and is not run again. Needs root.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import hashlib
 import json
-import os
-import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from lab import Lab, report
-from peer_methods import KINDS, LR, PEERS
-from torch import nn
-from torch.nn.functional import cross_entropy
+from lab import Lab
+from peer_costs import RATES, Cost, Peer, choose, counted, nominal, probed
+from peer_methods import PEERS
+from peer_results import write
+from tasks import task
 
 from thinwire import units
-from thinwire.cli.idx import Digits, load_mnist
 from thinwire.cli.output import machine, write_atomically
 from thinwire.cli.signals import Interrupted, heeded
 from thinwire.errors import ConfigError, ThinwireError
 
-TARGET = 0.97
-BATCH = 32
-EVALUATE_EVERY = 32
-RATES = ("50mbit", "100mbit", "1gbit")
+HOSTS = 4
 TOO_LONG = 600.0
-"""Seconds: what would take longer is counted unshaped, and timed shaped for a few steps."""
-PROBE = 12
-QUICK = (
-    "DDP PowerSGD r1", "PostLocalSGDOptimizer H64", "torchft LocalSGD H64", "torchft DiLoCo H64",
-    "thinwire signtopk H8", "thinwire ring8 H8",
-)  # fmt: skip
+"""Seconds of a whole run; a longer one is a product."""
+START = 20.0
+"""Seconds until a job's processes have imported, loaded data and warmed up."""
+JUDGING = 6.0
+"""Seconds of judging in a whole run."""
+SEEDS = (0, 1, 2)
+QUICK = ("DDP PowerSGD", "PostLocalSGDOptimizer", "torchft LocalSGD", "torchft DiLoCo",
+         "thinwire SignTopK", "thinwire ring 8 bits")  # fmt: skip
+QUALITY_STEPS = 1500
+Cell = dict[str, Any]
 
 
-def network(seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
-    )
+class Bench:
+    """The cells of one call, those there are and those to be run."""
 
+    def __init__(self, said: argparse.Namespace, what: str) -> None:
+        self.said, self.what = said, what
+        self.tuning = counted(said.runs / "tuning", what)
+        self.names = said.peers or (QUICK if said.quick else tuple(PEERS))
+        self.rates = said.rates or (("100mbit",) if said.quick else RATES)
+        if not self.tuning:
+            raise ConfigError(
+                f"{said.runs / 'tuning'} has no counted steps; first run: python "
+                f"bench/netlab/tune.py --task {what} --data DIR --out {said.runs / 'tuning'}"
+            )
 
-def work(said: dict[str, Any]) -> None:
-    """One rank of one cell."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, N = dist.get_rank(), dist.get_world_size()
-    digits = load_mnist(Path(said["data"]))
-    model = network(said["seed"])
-    module, optimizer, close = KINDS[said["peer"]["kind"]](model, said["peer"])
-    order = torch.Generator().manual_seed(1000 * said["seed"] + rank)
-    own = torch.arange(rank, len(digits.train_x), N)
-    spent = computing = 0.0
-    reached = None
-    curve = []
-    before = _interface()
-    for step in range(1, said["steps"] + 1):
-        batch = own[torch.randint(len(own), (BATCH,), generator=order)]
-        x, y = digits.train_x[batch], digits.train_y[batch]
-        if step == 3:
-            dist.barrier()  # Kernels are loaded and buckets built: from here on seconds count.
-            spent, computing = 0.0, 0.0
-        began = time.perf_counter()
-        optimizer.zero_grad()
-        loss = cross_entropy(module(x), y)
-        loss.backward()
-        computed = time.perf_counter()
-        optimizer.step()
-        spent += time.perf_counter() - began
-        computing += computed - began
-        if step % EVALUATE_EVERY == 0 or step == said["steps"]:
-            right = torch.zeros(1)
-            if rank == 0:
-                right[0] = accuracy(model, digits)
-            dist.broadcast(right, 0)
-            sent = _interface() - before
-            curve.append({"step": step, "seconds": spent, "sent": sent, "accuracy": float(right)})
-            if float(right) >= TARGET and reached is None:
-                reached = step
-                if not said["to_the_end"]:
-                    break
-    facts = torch.tensor([spent, computing, float(_interface() - before)], dtype=torch.float64)
-    dist.all_reduce(facts, dist.ReduceOp.SUM)
-    if rank == 0:
-        result = {
-            "steps": step, "reached_at": reached, "seconds": spent, "curve": curve,
-            "sent_all_hosts": float(facts[2]), "seconds_per_step": spent / max(1, step - 2),
-            "forward_backward_share": float(facts[1] / facts[0]), "accuracy": curve[-1]["accuracy"],
+    @property
+    def log(self) -> Path:
+        """What the jobs' processes say: torchft says much."""
+        path: Path = self.said.runs / "jobs.log"
+        return path
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those that are done."""
+        found = sorted(self.said.runs.glob(f"{self.what}-*.json"))
+        return [json.loads(file.read_text()) for file in found]
+
+    def probes(self, rate: str) -> list[Cell]:
+        """Returns a probe of each peer, and of the model with no communication at all."""
+        inner = {"lr": 0.01, "beta": 0.9}
+        base = {"name": "no communication", "kind": "alone", "family": "alone", **inner}
+        found = [self._cell("probe", base, rate, 0, 48)]
+        for name in self.names:
+            shapes: list[Peer] = []
+            for counted_cell in self.tuning:
+                settings = counted_cell["peer"]
+                if settings["family"] != PEERS[name]["family"]:
+                    continue
+                peer = {**settings, **PEERS[name], "name": name, **inner}
+                if "H" in peer:
+                    peer["H"] = 8
+                if "outer_lr" in peer:
+                    peer |= {"outer_lr": 0.7, "momentum": 0.9}
+                if peer not in shapes:
+                    shapes.append(peer)
+            for peer in shapes:
+                steps = {"thinwire": 64}.get(peer["kind"], 24 if "H" in peer else 8)
+                found.append(self._cell("probe", peer, rate, 0, steps))
+        return found
+
+    def whole(self, rate: str) -> list[Cell]:
+        """Returns the whole runs at a rate: thinwire's best, the best rival, and the main ones."""
+        best = {name: self.best(name, rate) for name in self.names}
+        best = {name: found for name, found in best.items() if found is not None}
+        order = sorted(best, key=lambda name: best[name][1])
+        own = [name for name in order if name.startswith("thinwire")]
+        others = [name for name in order if not name.startswith("thinwire")]
+        wanted = own[:1] + others[:2]
+        if rate == "100mbit" or self.said.quick:
+            wanted = own[:2] + others[:3] + [n for n in others[3:] if "PowerSGD" in n]
+        if rate == "1gbit":
+            wanted = own[:1] + others[:1] + [n for n in others[1:] if n == "DDP"]
+        cells = []
+        for name in dict.fromkeys(wanted):
+            peer, seconds, _, _ = best[name]
+            if seconds <= TOO_LONG:
+                for seed in self.said.seeds or ((0,) if self.said.quick else SEEDS):
+                    steps = 96 if self.said.quick else 1536
+                    cells.append(self._cell("whole", peer, rate, seed, steps, stop=True))
+        return cells
+
+    def quality(self) -> list[Cell]:
+        """Returns runs that go on to the same number of steps, unshaped: of DDP, and of ours."""
+        chosen = [self.best("DDP", "100mbit")]
+        own = [self.best(n, "100mbit") for n in self.names if n.startswith("thinwire")]
+        chosen += sorted((b for b in own if b), key=lambda b: b[1])[:2]
+        return [
+            self._cell("quality", found[0], "unlimited", seed, QUALITY_STEPS)
+            for found in chosen
+            if found
+            for seed in self.said.seeds or SEEDS
+        ]
+
+    def best(self, name: str, rate: str) -> tuple[Peer, float, list[int], str] | None:
+        """Returns a peer's best settings at a rate; see `choose`."""
+        return choose(name, rate, self.tuning, probed(self.cells))
+
+    def seconds(self, cells: list[Cell]) -> float:
+        """Returns what these cells are predicted to take, those that are done left out."""
+        left = [cell for cell in cells if not Path(cell["file"]).exists()]
+        costs = probed(self.cells)
+        total = START if left else 0.0
+        for cell in left:
+            peer, rate = cell["peer"], cell["rate"]
+            if peer["kind"] == "alone":
+                continue
+            key = (self.what, rate, peer["name"], peer.get("rank"), peer.get("density"))
+            known = costs.get(key) or nominal(peer, "1gbit" if rate == "unlimited" else rate)
+            cost = Cost(max(known.local, 0.0), known.round)
+            steps = cell["steps"]
+            if cell["how"] == "whole" and (found := self.best(peer["name"], rate)):
+                steps = min(steps, sum(found[2]) / max(1, len(found[2])))
+            total += steps * cost.step(peer) + (JUDGING if cell["how"] != "probe" else 1.0)
+        return total
+
+    def run(self, cells: list[Cell], rate: str) -> None:
+        """Runs the cells that are not done, in one job; what breaks is marked and left."""
+        while left := [cell for cell in cells if not Path(cell["file"]).exists()]:
+            limit = 120 + 4 * self.seconds(left)
+            print(f"{self.what}, {rate}: {len(left)} cells, about {self.seconds(left):.0f} s ...",
+                  flush=True)  # fmt: skip
+            began = time.monotonic()
+            try:
+                self._job(left, rate, limit)
+                print(f"  {time.monotonic() - began:.0f} s", flush=True)
+            except ThinwireError as error:
+                broken = next((c for c in left if not Path(c["file"]).exists()), None)
+                if broken is None:
+                    continue
+                failed = {**broken, "task": self.what, "failed": str(error)}
+                write_atomically(Path(broken["file"]), json.dumps(failed).encode())
+                print(f"  {broken['peer']['name']} failed: {error}; see {self.log}", flush=True)
+
+    def _job(self, cells: list[Cell], rate: str, limit: float) -> None:
+        data = None if self.said.data is None else str(self.said.data.resolve())
+        with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+            spec = Path(folder) / "job.json"
+            spec.write_text(json.dumps({"task": self.what, "data": data, "cells": cells}))
+            bits = None if rate == "unlimited" else units.rate(rate)
+            with Lab(HOSTS, bits) as lab:
+                worker = str(Path(__file__).with_name("peer_work.py"))
+                lab.job([worker, str(spec)], {}, torchrun=False, limit=limit, log=self.log)
+
+    def _cell(
+        self, how: str, peer: Peer, rate: str, seed: int, steps: int, stop: bool = False
+    ) -> Cell:
+        said = json.dumps([peer, steps], sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()[:8]
+        name = peer["name"].replace(" ", "_")
+        file = self.said.runs / f"{self.what}-{how}-{name}-{rate}-{seed}-{digest}.json"
+        return {
+            "how": how, "peer": peer, "rate": rate, "seed": seed, "steps": steps,
+            "judge": how != "probe", "stop": stop, "file": str(file.resolve()),
+            "machine": machine(),
         }  # fmt: skip
-        Path(said["out"]).write_text(json.dumps(result))
-    report(framed=0)
-    close()
-    del module, optimizer
-    gc.collect()
-    dist.barrier()
-    os._exit(0)
-
-
-def accuracy(model: nn.Module, digits: Digits) -> float:
-    with torch.no_grad():
-        return float((model(digits.test_x).argmax(1) == digits.test_y).double().mean())
-
-
-def _interface() -> int:
-    found = re.search(r"eth0:\s*(.*)", Path("/proc/net/dev").read_text())
-    return 0 if found is None else int(found[1].split()[8])
-
-
-def cell(said: argparse.Namespace, name: str, rate: str, seed: int) -> dict[str, Any]:
-    """Runs one cell: whole where that takes ten minutes at most, else as a marked product."""
-    peer = {**PEERS[name], "lr": said.lr}
-    common = {"data": str(said.data), "seed": seed, "peer": peer}
-    probe = run_in_lab(said.hosts, rate, {**common, "steps": PROBE, "to_the_end": True})
-    expected = probe["seconds_per_step"] * said.steps
-    facts = {"name": name, "rate": rate, "seed": seed, "hosts": said.hosts, "peer": peer,
-             "batch": BATCH, "target": TARGET, "machine": machine()}  # fmt: skip
-    whole = {**common, "steps": said.steps, "to_the_end": said.to_the_end}
-    if expected <= TOO_LONG:
-        return {**facts, "how": "whole", **run_in_lab(said.hosts, rate, whole)}
-    counted = run_in_lab(said.hosts, "unlimited", whole)
-    seconds = counted["steps"] * probe["seconds_per_step"]
-    return {
-        **facts, "how": "steps counted unshaped x seconds a step measured shaped", **counted,
-        "seconds": seconds, "seconds_per_step": probe["seconds_per_step"],
-    }  # fmt: skip
-
-
-def run_in_lab(hosts: int, rate: str, job: dict[str, Any]) -> dict[str, Any]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-        out = Path(folder) / "out.json"
-        spec = Path(folder) / "job.json"
-        spec.write_text(json.dumps({**job, "out": str(out)}))
-        bits = None if rate == "unlimited" else units.rate(rate)
-        with Lab(hosts, bits) as lab:
-            lab.job([__file__, "--work", str(spec)], {}, torchrun=False)
-        result: dict[str, Any] = json.loads(out.read_text())
-        return result
-
-
-def table(runs: Path) -> str:
-    """Returns what the cells so far say, as a table in Markdown."""
-    lines = ["| peer | rate | seed | to 97 % | s a step | MB sent, all hosts | accuracy | how |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for file in sorted(runs.glob("*.json")):
-        c = json.loads(file.read_text())
-        to = f"{c['seconds']:.1f} s" if c["reached_at"] else f"not in {c['steps']} steps"
-        lines.append(
-            f"| {c['name']} | {c['rate']} | {c['seed']} | {to} | {c['seconds_per_step']:.4f} "
-            f"| {c['sent_all_hosts'] / 1e6:.1f} | {c['accuracy']:.2%} | {c['how']} |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Peers side by side on shaped links.")
-    parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help="folder of MNIST's IDX files")
-    parser.add_argument("--runs", type=Path, default=Path("bench/netlab/runs"))
-    parser.add_argument("--peers", nargs="*", default=None, help="some of them, by name")
-    parser.add_argument("--rates", nargs="*", default=None)
-    parser.add_argument("--seeds", type=int, nargs="*", default=None)
-    parser.add_argument("--hosts", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4000, help="give up after so many")
-    parser.add_argument("--lr", type=float, default=LR)
-    parser.add_argument("--to-the-end", action="store_true", help="go on after the target")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--runs", type=Path, default=Path("runs/netlab"))
+    parser.add_argument("--tasks", nargs="*", choices=("mlp", "gpt"), default=["mlp"])
+    parser.add_argument("--peers", nargs="*", help="some of them, by name")
+    parser.add_argument("--rates", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="*")
+    parser.add_argument("--results", type=Path, help="where --all writes; RESULTS.md beside this")
+    what = parser.add_mutually_exclusive_group(required=True)
+    for option in ("all", "quick", "list", "quality"):
+        what.add_argument(f"--{option}", action="store_true")
     said = parser.parse_args()
-    if said.work:
-        work(json.loads(Path(said.work).read_text()))
     try:
         with heeded():
-            if said.table:
-                print(table(said.runs))
-                return 0
-            if said.data is None:
-                raise ConfigError("name MNIST's folder: --data ../shared/data/mnist")
-            load_mnist(said.data)
-            names = said.peers or (QUICK if said.quick else PEERS)
-            unknown = [name for name in names if name not in PEERS]
+            unknown = [name for name in said.peers or () if name not in PEERS]
             if unknown:
                 raise ConfigError(f"no peer {unknown[0]!r}; choose from {', '.join(PEERS)}")
+            for rate in said.rates or ():
+                units.rate(rate)
             if said.quick:
-                said.steps = min(said.steps, 256)
-            said.runs.mkdir(parents=True, exist_ok=True)
-            for seed in said.seeds or ((0,) if said.quick else (0, 1, 2)):
-                for rate in said.rates or (("100mbit",) if said.quick else RATES):
-                    for name in names:
-                        file = (
-                            said.runs / f"{name.replace(' ', '_')}-{rate}-lr{said.lr}-{seed}.json"
-                        )
-                        if file.exists():
-                            continue
-                        print(f"{name}, {rate}, seed {seed} ...", flush=True)
-                        result = cell(said, name, rate, seed)
-                        write_atomically(file, json.dumps(result, indent=1).encode())
-            print(table(said.runs))
+                said.runs.mkdir(parents=True, exist_ok=True)
+            for name in said.tasks:
+                task(name, said.data)
+            # What is missing of any task is said before the first is run.
+            for bench in [Bench(said, name) for name in said.tasks]:
+                _task(bench, said)
+            if said.all:
+                target = said.results or Path(__file__).with_name("RESULTS.md")
+                write(target, said.runs)
+                print(f"written: {target}")
     except Interrupted as stop:
         print(f"peers: {'; '.join(stop.notes)}; the cells so far are kept", file=sys.stderr)
         return stop.code
@@ -218,6 +231,26 @@ def main() -> int:
         print(f"peers: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _task(bench: Bench, said: argparse.Namespace) -> None:
+    if said.quality:
+        bench.run(bench.quality(), "unlimited")
+        return
+    total = 0.0
+    for rate in bench.rates:
+        for make in (bench.probes, bench.whole):
+            cells = make(rate)
+            total += bench.seconds(cells)
+            if not said.list:
+                bench.run(cells, rate)
+                continue
+            for cell in cells:
+                peer = {k: v for k, v in cell["peer"].items() if k not in ("kind", "family")}
+                print(f"{cell['how']:6} {rate:8} seed {cell['seed']} {json.dumps(peer)}")
+            print(f"       {rate}: {len(cells)} cells, about {bench.seconds(cells):.0f} s\n")
+    if said.list:
+        print(f"{bench.what}: about {total / 60:.0f} min")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python bench/netlab/predict.py                 # every method and rate; needs root
     python bench/netlab/predict.py --published     # only the published grid; needs nothing
 
-predicted = software + talk: software is the same round on the same hosts, unshaped, measured;
-talk is one round in virtual time over the rate. Each cell stays in --runs and is not run again.
+predicted = H steps + software + talk: a step and the software of a round are measured on the same
+hosts, unshaped; talk is one round in virtual time over the rate. Each rate's measurement stays in
+--runs and is not made again. Writes predict.md there, which `peers.py --all` takes into RESULTS.md.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
-from lab import Lab
+from lines import in_lab
 from rounds import METHODS
 
 from thinwire import units
@@ -27,7 +27,11 @@ from thinwire.link import Link
 from thinwire.virtual import Compute, Method, Sizes, run_sizes
 
 RATES = ("50mbit", "100mbit", "1gbit")
+HS = (1, 8)
+HOSTS = 4
 NEAR = 0.15
+MEASURED = ("vanilla", "exact ring", "ring", "ring hops", "gossip", "server", "gather",
+            "server 8 bits", "gather 8 bits")  # fmt: skip
 PUBLISHED = {
     "1 Gbit/s": {1: 1.7, 8: 12.4, 32: 36.0, 128: 71.5},
     "50 Mbit/s": {1: 0.07, 8: 0.55, 32: 2.4, 128: 11.6},
@@ -35,22 +39,12 @@ PUBLISHED = {
 """Utilisation in percent of torchft with torchtitan, 4 GPUs over TCP, by H."""
 
 
-def talk(method: str, params: int, hosts: int, rate: str) -> float:
+def talk(method: str, params: int, rate: str) -> float:
     """Returns the seconds of one round's frames over lines of that rate."""
     preset = METHODS[method]
     sizes = Sizes(preset["compressor"], params if params > 1 << 21 else Spans.of(params))
     what = Method(preset["exchange"], sizes, 1)
-    return run_sizes(what, [Link(units.rate(rate))] * hosts, 1, Compute(0.0)).now
-
-
-def measured(method: str, params: int, hosts: int, rate: str) -> float:
-    with tempfile.TemporaryDirectory(prefix="predict-") as folder:
-        out = Path(folder) / "out.json"
-        rounds = Path(__file__).with_name("rounds.py")
-        command = [str(rounds), "--method", method, "--params", str(params), "--out", str(out)]
-        with Lab(hosts, None if rate == "unlimited" else units.rate(rate)) as lab:
-            lab.job(command, {}, torchrun=False)
-        return float(json.loads(out.read_text())["seconds"])
+    return run_sizes(what, [Link(units.rate(rate))] * HOSTS, 1, Compute(0.0)).now
 
 
 def published() -> str:
@@ -72,45 +66,81 @@ def published() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Predictions beside measurements.")
     parser.add_argument("--published", action="store_true")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=MEASURED)
     parser.add_argument("--rates", nargs="*", default=RATES)
-    parser.add_argument("--params", type=int, default=2_000_000)
-    parser.add_argument("--hosts", type=int, default=4)
-    parser.add_argument("--runs", type=Path, default=Path("bench/netlab/runs"))
+    parser.add_argument("--params", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/netlab"))
     said = parser.parse_args()
     if said.published:
         print(published())
         return 0
-    said.runs.mkdir(parents=True, exist_ok=True)
-    lines = ["| method | rate | software s | talk s | predicted s | measured s | off by | |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     try:
         with heeded():
-            for method in said.methods:
-                found = {}
-                for rate in ("unlimited", *said.rates):
-                    stem = f"round-{method.replace(' ', '_')}-{said.params}-{said.hosts}-{rate}"
-                    file = said.runs / f"{stem}.json"
-                    if not file.exists():
-                        seconds = measured(method, said.params, said.hosts, rate)
-                        write_atomically(file, json.dumps({"seconds": seconds}).encode())
-                    found[rate] = float(json.loads(file.read_text())["seconds"])
-                for rate in said.rates:
-                    software = found["unlimited"]
-                    line = talk(method, said.params, said.hosts, rate)
-                    off = (software + line) / found[rate] - 1
-                    seconds = (software, line, software + line, found[rate])
-                    columns = [method, rate, *(f"{t:.3f}" for t in seconds), f"{off:+.0%}"]
-                    columns.append("met" if abs(off) <= NEAR else "missed")
-                    lines.append(f"| {' | '.join(columns)} |")
+            said.runs.mkdir(parents=True, exist_ok=True)
+            text = table(said)
+            write_atomically(said.runs / "predict.md", text.encode())
+            print(text)
     except Interrupted as stop:
-        print(f"predict: {'; '.join(stop.notes)}; the cells so far are kept", file=sys.stderr)
+        print(f"predict: {'; '.join(stop.notes)}; the rates so far are kept", file=sys.stderr)
         return stop.code
     except ThinwireError as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
-    print("\n".join(lines))
     return 0
+
+
+def table(said: argparse.Namespace) -> str:
+    """Measures what is not there yet, and returns predictions beside it, in Markdown."""
+    free = measured(said, "unlimited")
+    rows, held = [], 0
+    for method in said.methods:
+        for rate in said.rates:
+            line, there = talk(method, said.params, rate), measured(said, rate)[method]
+            for H in HS:
+                step = free[method][str(H)]["local"] / H
+                software = free[method]["1"]["sync"]
+                predicted = H * step + software + line
+                took = there[str(H)]["local"] + there[str(H)]["sync"]
+                off = predicted / took - 1
+                held += abs(off) <= NEAR
+                rows.append(
+                    f"| {method} | {rate} | {H} | {H * step:.3f} | {software:.3f} | {line:.3f} "
+                    f"| {predicted:.3f} | {took:.3f} | {off:+.0%} | "
+                    f"{'held' if abs(off) <= NEAR else '**MISSED**'} |"
+                )
+    return "\n".join(
+        [
+            f"## Predictions: seconds of a round, {said.params / 1e6:g} M parameters, {HOSTS} "
+            "hosts",
+            "",
+            f"Goal: each within {NEAR:.0%}. {held} of {len(rows)} are. Steps and software: "
+            "measured on the same hosts, unshaped; talk: one round in virtual time over lines of "
+            "that rate.",
+            "",
+            "| exchange | rate | H | steps | software | talk | predicted s | measured s | off | |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "A published grid of utilisation (torchft with torchtitan, 4 GPUs over TCP) beside "
+            "the planner's:",
+            "",
+            published(),
+            "",
+        ]
+    )
+
+
+def measured(said: argparse.Namespace, rate: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns what each method's rounds took at a rate, by H."""
+    file = said.runs / f"predict-{said.params}-{rate}.json"
+    if not file.exists():
+        print(f"{rate} ...", flush=True)
+        hs = ["--hs", *map(str, HS), "--rounds", str(said.rounds), "--apart"]
+        common = ["--params", str(said.params), *hs, "--methods", *said.methods]
+        found = in_lab(common, rate)
+        write_atomically(file, json.dumps(found).encode())
+    return {result["method"]: result["times"] for result in json.loads(file.read_text())}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""One rank of a job that times rounds of a method: seconds, framed bytes, the model's prediction.
+"""One rank of a job that times rounds of methods: seconds, framed bytes, and how the time splits.
 
-Run by bench/netlab/lab.py: `lab.py run -- bench/netlab/rounds.py --method ring --params 25600000`.
+Run by bench/netlab/lab.py, lines.py and predict.py, as in
+`lab.py run -- bench/netlab/rounds.py --methods ring --params 25600000`.
 """
 
 from __future__ import annotations
@@ -11,65 +12,113 @@ import json
 import os
 import statistics
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lab import line, report
 
 import thinwire as tw
+from thinwire.compress import QSGD
+from thinwire.stats import Stats
 
-METHODS = {
+EIGHT = QSGD(bits=8, norm="max", bucket=1024, coding="fixed")
+METHODS: dict[str, Any] = {
     "vanilla": tw.vanilla(),
     "delegate": tw.vanilla(delegate=True),
+    "exact gather": {**tw.vanilla(), "exchange": tw.Gather(tw.NoFeedback())},
+    "exact ring": {**tw.vanilla(), "exchange": tw.Ring()},
     "ring": tw.qprsgd_ring(H=1),
     "ring hops": tw.qprsgd_ring(H=1, form="ring"),
     "gossip": tw.qprsgd_gossip(H=1),
     "server": tw.qsparse_local_sgd(H=1),
     "gather": tw.qsparse_local_sgd(H=1, exchange=tw.Gather()),
+    "server 8 bits": tw.qsparse_local_sgd(1, EIGHT, tw.Server(tw.Feedback(), downlink=EIGHT)),
+    "gather 8 bits": tw.qsparse_local_sgd(1, EIGHT, tw.Gather()),
 }
+ALL_REDUCE = "torch's all_reduce"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--method", choices=METHODS, default="ring")
-    parser.add_argument("--params", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out")
-    said = parser.parse_args()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+class Bare:
+    """torch's own all_reduce of the same vector, as a round."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.stats = Stats()
+
+    def sync(self) -> None:
+        dist.all_reduce(self.weight)
+        self.weight /= dist.get_world_size()
+
+
+def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
+    """Returns what rounds of a method took on the slowest rank, local steps between them."""
+    rank, N = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(said.params))
     inner = torch.optim.SGD([weight], lr=0.1)
     delay = line()
     group = None if delay is None else tw.Paced(delay)
-    optimizer = tw.LocalSGD([("w", weight)], inner, group=group, **METHODS[said.method])
+    optimizer: Any = Bare(weight.detach())
+    if method != ALL_REDUCE:
+        optimizer = tw.LocalSGD([("w", weight)], inner, group=group, **METHODS[method])
     draw = torch.Generator().manual_seed(rank)
-    took = []
-    for _ in range(said.rounds + 1):
-        with torch.no_grad():
-            weight.add_(torch.randn(said.params, generator=draw), alpha=0.01)
+    took: dict[int, list[tuple[float, float]]] = {H: [] for H in said.hs}
+    before = None
+    # The first round loads kernels.
+    for H in (said.hs[0], *(H for H in said.hs for _ in range(said.rounds))):
         dist.barrier()
         began = time.perf_counter()
+        for _ in range(H):
+            with torch.no_grad():
+                weight.add_(torch.randn(said.params, generator=draw), alpha=0.01)
+        stepped = time.perf_counter()
+        dist.barrier() if said.apart else None
+        talked = time.perf_counter()
         optimizer.sync()
-        took.append(time.perf_counter() - began)
-    framed = sum(optimizer.stats.sent.values())
-    report(framed=framed)
-    # The first loads kernels.
-    slowest = torch.tensor([statistics.median(took[1:])])
-    dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    if rank == 0:
-        result = {
-            "method": said.method, "params": said.params, "workers": dist.get_world_size(),
-            "seconds": float(slowest), "framed": framed, "rounds": said.rounds + 1,
-        }  # fmt: skip
-        print(json.dumps(result), flush=True)
-        if said.out:
-            with open(said.out, "w") as file:
-                json.dump(result, file)
+        took[H].append((stepped - began, time.perf_counter() - talked))
+        before = before or optimizer.stats.totals()
+    rounds = said.rounds * len(said.hs)
+    _, sent, received = (
+        (b - a) / rounds for a, b in zip(before, optimizer.stats.totals(), strict=True)
+    )
+    # What the busiest line carries: a master answers when it has heard all.
+    exchange = METHODS.get(method, {}).get("exchange")
+    busy = sent + received if isinstance(exchange, tw.Server) else max(sent, received)
+    own = [busy, sum(optimizer.stats.sent.values())]
+    for H in said.hs:
+        kept = took[H][-said.rounds :]
+        own += [statistics.median(s for s, _ in kept), statistics.median(t for _, t in kept)]
+    every = [torch.zeros(len(own), dtype=torch.float64) for _ in range(N)]
+    dist.all_gather(every, torch.tensor(own, dtype=torch.float64))
+    most = torch.stack(every).max(0).values.tolist()
+    times = {H: {"local": most[2 + 2 * n], "sync": most[3 + 2 * n]} for n, H in enumerate(said.hs)}
     del optimizer
     gc.collect()
+    return {"method": method, "params": said.params, "workers": N, "busiest": most[0],
+            "framed": own[1], "times": times, "rounds": said.rounds}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, ALL_REDUCE), default=["ring"])
+    parser.add_argument("--params", type=int, default=1_000_000)
+    parser.add_argument("--hs", type=int, nargs="+", default=[1], help="local steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--apart", action="store_true", help="all begin each round together")
+    parser.add_argument("--out")
+    said = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    results = []
+    for method in said.methods:
+        results.append(timed(method, said))
+        if dist.get_rank() == 0:
+            print(json.dumps(results[-1]), flush=True)
+    report(framed=int(sum(result["framed"] for result in results)))
+    if said.out and dist.get_rank() == 0:
+        with open(said.out, "w") as file:
+            json.dump(results, file)
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)

@@ -228,6 +228,17 @@ def large_under(exchange: tw.Exchange, compressor: tw.Compressor) -> Callable[[A
 SUBGROUP = (1, 2)
 
 
+def many_pieces(group: Any, rank: int) -> Result:
+    """A ring of 60 pieces, each frame two messages: far more posts than takes at any time."""
+    held = nn.Parameter(torch.zeros(1_200_000))
+    ring = tw.Ring(pipeline=20_000)
+    optimizer = tw.LocalSGD([held], torch.optim.SGD([held], lr=0.1), exchange=ring, group=group)
+    with torch.no_grad():
+        held.fill_(rank + 1.0)
+    optimizer.sync()
+    return {"anchor": optimizer.anchor[::1000].clone()}
+
+
 def subgroup(group: Any, rank: int) -> Result:
     """Ranks 1 and 2 of the gang are ranks 0 and 1 of a group of their own."""
     own = dist.new_group(list(SUBGROUP), timeout=timedelta(seconds=PATIENCE))
@@ -303,6 +314,7 @@ def altered(at: int, speaker: int) -> Callable[[Any, int], Result]:
 
 FRAMED = {"exchange": tw.Server(tw.NoFeedback()), "compressor": tw.Identity()}
 CASES: dict[str, Callable[[Any, int], Result]] = {
+    "many pieces": many_pieces,
     "other H": differing(H=8),
     "other compressor": differing(compressor=tw.TopK(density=0.2) >> tw.Sign()),
     "other exchange": differing(exchange=tw.Gather()),

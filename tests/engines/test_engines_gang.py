@@ -59,6 +59,12 @@ def case(gang: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [results[name] for results in gang]
 
 
+def test_a_ring_of_many_pieces_comes_round(gang: list[dict[str, Any]]) -> None:
+    ranks = case(gang, "many pieces")
+    assert [r.get("error") for r in ranks] == [None] * N, ranks
+    assert torch.equal(same_on_all(ranks, "anchor"), torch.full((1200,), 2.0))
+
+
 def same_on_all(ranks: list[dict[str, Any]], name: str) -> torch.Tensor:
     """The tensor all ranks hold, once its bits are seen to be equal."""
     first = ranks[0][name]

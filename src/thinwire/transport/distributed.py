@@ -23,9 +23,6 @@ Gloo aborts the process that receives more than it posted, and does not say when
 a receiver either posts the bound both sides know, or learns the length first.
 """
 
-UNAWAITED = 64
-"""Sends that may be on their way at once."""
-
 
 class DistributedTransport:
     """Moves frames over a process group, sends on their way while the round goes on.
@@ -78,23 +75,25 @@ class DistributedTransport:
             self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
         heads = self._receive(
-            [(t.source, t.bound if self._whole(t) else self._header) for t in takes]
+            [(t.source, t.bound if self._whole(t) else self._header, b"") for t in takes]
         )
         lengths = [self._checked(t, head) for t, head in zip(takes, heads, strict=True)]
-        split = [(t, n) for t, n in zip(takes, lengths, strict=True) if not self._whole(t)]
-        bodies = deque(self._receive([(t.source, n - self._header) for t, n in split]))
-        arrived = deque(
-            head[:n] if self._whole(t) else head + bodies.popleft()
-            for t, n, head in zip(takes, lengths, heads, strict=True)
-        )
-        self._settle(leave=UNAWAITED)
+        known = list(zip(takes, lengths, heads, strict=True))
+        split = [(t.source, n, head) for t, n, head in known if not self._whole(t)]
+        rest = deque(self._receive(split))
+        arrived = deque(head[:n] if self._whole(t) else rest.popleft() for t, n, head in known)
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
         ]
 
     def flush(self) -> None:
-        """Waits until every post has left."""
-        self._settle(leave=0)
+        """Waits until every post has left; no turn does, for Gloo sends only what is asked for.
+
+        Ranks that waited in a turn for their oldest sends would wait for each other in a circle.
+        """
+        while self._leaving:
+            work, _, to = self._leaving.popleft()
+            self._wait(work, to)
 
     def reduce(self, vector: Tensor) -> Tensor:
         """Returns the sum over all ranks, in the engine's own order."""
@@ -140,28 +139,27 @@ class DistributedTransport:
             raise FrameError(
                 f"frame to rank {post.to} has {len(post.frame)} bytes, above its bound {post.bound}"
             )
-        at = len(post.frame) if self._whole(post) else self._header
-        for data in (post.frame[:at], post.frame[at:]):
+        frame = memoryview(post.frame)
+        at = len(frame) if self._whole(post) else self._header
+        for data in (frame[:at], frame[at:]):
             if data:
                 tensor = self._tensor(data)
                 with _lost(post.to):
                     work = self.group.send([tensor], post.to, 0)
                 self._leaving.append((work, tensor, post.to))
 
-    def _settle(self, leave: int) -> None:
-        while len(self._leaving) > leave:
-            work, _, to = self._leaving.popleft()
-            self._wait(work, to)
-
-    def _receive(self, takes: list[tuple[int, int]]) -> list[bytes]:
-        buffers = [
-            torch.zeros(n, dtype=torch.uint8, device=self._device or host.CPU) for _, n in takes
-        ]
-        works: list[tuple[Any, int]] = []
-        for (source, n), buffer in zip(takes, buffers, strict=True):
-            if n:
+    def _receive(self, takes: list[tuple[int, int, bytes]]) -> list[bytes]:
+        """Returns messages of so many bytes each, what is known of their beginning in its place."""
+        buffers, works = [], []
+        for source, n, head in takes:
+            buffer = torch.zeros(n, dtype=torch.uint8, device=self._device or host.CPU)
+            buffers.append(buffer)
+            rest = buffer[len(head) :]
+            if head:
+                buffer[: len(head)] = self._tensor(memoryview(head))
+            if len(rest):
                 with _lost(source):
-                    works.append((self.group.recv([buffer], source, 0), source))
+                    works.append((self.group.recv([rest], source, 0), source))
         for work, source in works:
             self._wait(work, source)
         return [bytes(buffer.cpu().numpy()) for buffer in buffers]
@@ -175,7 +173,7 @@ class DistributedTransport:
                 work.wait(self._hard)
         self.awaited = None
 
-    def _tensor(self, data: bytes) -> Tensor:
+    def _tensor(self, data: memoryview) -> Tensor:
         tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         return tensor if self._device is None else tensor.to(self._device)
 
