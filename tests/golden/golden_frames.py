@@ -90,6 +90,13 @@ def _codes(codes: list[int], width: int) -> bytes:
     return seal(Kind.SAID, HERE, as_bytes(kernels.active().encode_codes(packed, len(codes), width)))
 
 
+def _places(at: list[int], d: int) -> bytes:
+    """An index section alone: as many float32 values would make the file four times as long."""
+    index, counts = torch.tensor(at), torch.tensor([len(at)])
+    section = kernels.active().encode_index(index, counts, torch.tensor([0, d]), None)
+    return seal(Kind.SAID, HERE, as_bytes(section))
+
+
 def _json(data: object) -> bytes:
     return json.dumps(data).encode()
 
@@ -123,6 +130,8 @@ def frames() -> dict[str, bytes]:
         "codes_in_one_lane": _codes([7 + (i % 9 == 0) - (i % 7 == 0) for i in range(1000)], 4),
         "codes_in_eight_lanes": _codes([(i * i % 97 == 0) * 300 for i in range(70000)], 9),
         "index_rice_of_large_gaps": _union([5000, 11000, 16383], 20000),
+        "codes_in_segments": _codes([(i % 9973 == 0) * 3 for i in range((1 << 20) + 700)], 2),
+        "places_in_pieces": _places([*range(65_537), 70_000, 80_000], 200_000),
         "silence": seal(Kind.SILENCE, HERE, b""),
         "number": seal(Kind.NUMBER, HERE, struct.pack("<d", 0.0703125)),
         "plea": seal(Kind.PLEA, HERE, pack(plain.compress(vector(), KEY, SPANS), plain)),

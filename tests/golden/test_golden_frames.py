@@ -1,4 +1,4 @@
-"""The bytes of version 2 never change: every frame equals its file, byte for byte."""
+"""The bytes of version 3 never change: every frame equals its file, byte for byte."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def test_the_header_has_26_bytes_at_their_places() -> None:
     assert HEADER == 26
     assert len(frame) == 26 + 13
     assert frame[0:2] == b"tw" == bytes([0x74, 0x77])
-    assert frame[2] == VERSION == 2
+    assert frame[2] == VERSION == 3
     assert frame[3] == 4
     assert struct.unpack("<I", frame[4:8]) == (0xDEADBEEF,)
     assert struct.unpack("<I", frame[8:12]) == (0x01020304,)
@@ -95,7 +95,7 @@ def test_another_version_is_refused_but_a_hello_of_it_is_read() -> None:
         head[2] = 1
         return bytes(head) + zlib.crc32(bytes(head) + BODY).to_bytes(4, "little") + BODY
 
-    with pytest.raises(FrameError, match="frame version 1; this thinwire speaks 2"):
+    with pytest.raises(FrameError, match="frame version 1; this thinwire speaks 3"):
         unseal(of_version_1(Kind.SAID), HERE, Kind.SAID)
     for kind in (Kind.HELLO, Kind.VERDICT):
         assert unseal(of_version_1(kind), HERE, kind)[1] == BODY

@@ -14,11 +14,12 @@ import tempfile
 import numba
 
 from thinwire import host
+from thinwire.kernels.cpu_bits import padded_words
 from thinwire.kernels.cpu_codes import largest_code, pack, unpack
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
 from thinwire.kernels.cpu_entropy_decode import decode_codes
 from thinwire.kernels.cpu_entropy_encode import encode_codes
-from thinwire.kernels.cpu_index_decode import decode_index
+from thinwire.kernels.cpu_index_decode import decode_index, read_side_by_side
 from thinwire.kernels.cpu_index_encode import encode_index
 from thinwire.kernels.cpu_lloyd import look_up, two_levels
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
@@ -28,6 +29,7 @@ from thinwire.kernels.cpu_randk import randk
 from thinwire.kernels.cpu_rotate import hadamard
 from thinwire.kernels.cpu_select import gather, pick, topk
 from thinwire.kernels.cpu_words import words
+from thinwire.kernels.numba_support import array
 from thinwire.kernels.owed import Owed
 
 __all__ = [
@@ -97,6 +99,9 @@ def _call_each() -> None:
     decode(codes, 4, starts, low, step)
     largest_code(pack(unpack(signs(v, starts)[0], 3, 1), 4), 3, 4)
     hadamard(hadamard(v, starts, padded, key, False), starts, padded, key, True)
+    # What only long vectors need.
+    long = host.ints([0, 8192])
+    hadamard(host.zeros(8192), long, long, key, False)
     index = topk(v, starts, counts)
     gather(v, index)
     owed = Owed(v.clone(), (v, v[:0].bfloat16()), host.zeros(3))
@@ -104,7 +109,10 @@ def _call_each() -> None:
     settle(owed, *pick(owed, starts, counts))
     scatter((v,), index, v[:2])
     land(owed.anchor, (v,), 2, 1.0)
-    decode_index(encode_index(index, counts, starts), counts, starts)
+    places = encode_index(index, counts, starts)
+    decode_index(places, counts, starts)
+    cut = array(counts), array(starts), array(starts)
+    read_side_by_side(padded_words(places), len(places), *cut, array(index))
     decode_codes(encode_codes(pack(host.ints([9] * 100), 4), 100, 4), 100, 4, 14)
     accumulate(host.zeros(3), None, v, 1.0)
     accumulate(host.zeros(3), index, v[:2], 1.0)

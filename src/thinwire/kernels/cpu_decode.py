@@ -8,8 +8,8 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import block_bytes, get_block
-from thinwire.kernels.cpu_measure import dot, group_of
-from thinwire.kernels.numba_support import Array, Number, array, kernel, prefetch
+from thinwire.kernels.cpu_measure import dot
+from thinwire.kernels.numba_support import Array, Number, array, group_of, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
 
 _BLOCK = reference.BLOCK

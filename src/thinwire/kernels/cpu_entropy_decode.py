@@ -95,7 +95,9 @@ def _decode(
 ) -> Number:  # fmt: skip
     """Decodes n codes into packed `out`; returns status and the words used."""
     M = np.int64(1) << R
-    below = np.cumsum(shares) - shares
+    below = np.zeros(shares.size, np.int64)
+    for i in range(1, shares.size):
+        below[i] = below[i - 1] + shares[i - 1]
     scratch = np.empty(_BLOCK, np.uint16)
     turn = x.size - 1
     at = np.int64(0)

@@ -39,9 +39,13 @@ def _encode(
     """Fills `words` from its end, at most one a code; returns where they begin."""
     M = np.int64(1) << R
     limit = shares << (40 - R)
-    inverse = 1.0 / np.maximum(shares, 1)
+    inverse = np.empty(shares.size, np.float64)
+    below = np.zeros(shares.size, np.int64)
+    for i in range(shares.size):
+        inverse[i] = 1.0 / max(shares[i], 1)
+        if i > 0:
+            below[i] = below[i - 1] + shares[i - 1]
     rest = M - shares
-    below = np.cumsum(shares) - shares
     scratch = np.empty(_BLOCK, np.uint16)
     turn = x.size - 1
     at = words.size

@@ -217,7 +217,7 @@ def _all_inside(counts: Array, starts: Array, out: Array) -> Number:
     return True
 
 
-def _read_side_by_side(
+def read_side_by_side(
     words: Array, size: int, counts: Array, starts: Array, domains: Array, out: Array
 ) -> int:
     """Reads all with the threads there are; returns the bytes read, or -1 where any is wrong."""
@@ -248,7 +248,7 @@ def decode_index(
     out = host.empty(int(counts.sum()), torch.int64)
     index, given = out.numpy(), (padded_words(data), data.numel(), *cut)
     if len(stretches(index.size)) > 1:
-        used = _read_side_by_side(*given, index)
+        used = read_side_by_side(*given, index)
         if used >= 0:
             return out, used, ""
     none = np.empty((0, 6), np.int64)

@@ -11,8 +11,8 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import block_bytes, get_block, put_block
-from thinwire.kernels.cpu_measure import group_of, total
-from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.cpu_measure import total
+from thinwire.kernels.numba_support import Array, Number, array, group_of, kernel
 from thinwire.kernels.parallel import each_stretch
 
 _LANES = reference.LANES

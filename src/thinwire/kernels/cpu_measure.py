@@ -11,7 +11,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
-from thinwire.kernels.numba_support import Array, Number, array, bits, kernel, prefetch
+from thinwire.kernels.numba_support import Array, Number, array, bits, group_of, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
 
 _LANES = reference.LANES
@@ -107,12 +107,6 @@ def add_up(a: Array, first: Number, squared: Number, lanes: Array) -> None:
 
 
 @kernel
-def group_of(starts: Array, position: Number) -> Number:
-    """Returns the group that holds a position."""
-    return np.searchsorted(starts, position, side="right") - 1
-
-
-@kernel
 def _measure(
     v: Array, bits: Array, starts: Array, kind: Number, low: Number, high: Number, slots: Array
 ) -> None:
@@ -188,8 +182,11 @@ def _extrema(v: Array, starts: Array, low: Number, high: Number, slots: Array) -
         for i in range(whole, a.size):
             least[0] = min(least[0], a[i])
             most[0] = max(most[0], a[i])
-        slots[g + chunk, 0] = least.min()
-        slots[g + chunk, 1] = most.max()
+        for j in range(1, _LANES):
+            least[0] = min(least[0], least[j])
+            most[0] = max(most[0], most[j])
+        slots[g + chunk, 0] = least[0]
+        slots[g + chunk, 1] = most[0]
         at = upto
 
 

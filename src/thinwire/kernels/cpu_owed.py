@@ -14,7 +14,16 @@ import numpy as np
 import torch
 
 from thinwire.kernels import checks, reference
-from thinwire.kernels.numba_support import Array, Number, array, carray, kernel, pointer, prefetch
+from thinwire.kernels.numba_support import (
+    Array,
+    Number,
+    array,
+    carray,
+    group_of,
+    kernel,
+    pointer,
+    prefetch,
+)
 from thinwire.kernels.owed import Owed
 from thinwire.kernels.parallel import each_stretch
 
@@ -138,7 +147,7 @@ def _narrow_delta(anchor: Array, params: Array, kind: Number, out: Array) -> Non
 @kernel
 def load(owed: Any, low: Number, out: Array) -> None:
     """Writes u[low : low + out.size] to out."""
-    t = np.searchsorted(owed.starts, low, side="right") - 1
+    t = group_of(owed.starts, low)
     at = 0
     while at < out.size:
         while owed.starts[t + 1] <= low + at:
@@ -171,7 +180,7 @@ def load(owed: Any, low: Number, out: Array) -> None:
 @kernel
 def fetch(owed: Any, low: Number) -> None:
     """Asks for what 32 entries of u, from `low` on, are made of."""
-    t = np.searchsorted(owed.starts, low, side="right") - 1
+    t = group_of(owed.starts, low)
     p = owed.addresses[t] + (low - owed.starts[t]) * _SIZES[owed.kinds[t]]
     for byte in (0, 64, 124):
         prefetch(owed.anchor.ctypes.data + 4 * low + byte)
@@ -199,8 +208,8 @@ def owe(owed: Owed) -> torch.Tensor:
 @kernel
 def _settle(owed: Any, low: Number, high: Number, index: Array, said: Array) -> None:
     scratch = np.empty(_BLOCK, np.float32)
-    k = np.searchsorted(index, low)
-    t = np.searchsorted(owed.starts, low, side="right") - 1
+    k = group_of(index, low - 1) + 1
+    t = group_of(owed.starts, low)
     at = low
     while at < high:
         while owed.starts[t + 1] <= at:
@@ -261,7 +270,7 @@ def _land(
     low: Number, high: Number,
 ) -> None:  # fmt: skip
     zero = np.float32(0)
-    t = np.searchsorted(starts, low, side="right") - 1
+    t = group_of(starts, low)
     at = low
     while at < high:
         while starts[t + 1] <= at:

@@ -8,9 +8,9 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import put_block
-from thinwire.kernels.cpu_measure import L1, add_up, combine, group_of, total
+from thinwire.kernels.cpu_measure import L1, add_up, combine, total
 from thinwire.kernels.cpu_words import halves, word
-from thinwire.kernels.numba_support import Array, Number, array, inlined, kernel, prefetch
+from thinwire.kernels.numba_support import Array, Number, array, group_of, inlined, kernel, prefetch
 from thinwire.kernels.parallel import each_stretch
 from thinwire.kernels.reference import Key
 

@@ -13,7 +13,7 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_words import halves, word
-from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.numba_support import Array, Number, array, group_of, kernel
 from thinwire.kernels.parallel import each_share, each_stretch
 from thinwire.kernels.reference import Key
 
@@ -95,7 +95,7 @@ def _rotate_blocks(
     inverse: Number, first: Number, last: Number, out: Array,
 ) -> None:  # fmt: skip
     """Scales, flips but for the inverse, and goes through the distances inside each block."""
-    g = np.searchsorted(edges, first, side="right") - 1
+    g = group_of(edges, first)
     for number in range(first, last):
         while edges[g + 1] <= number:
             g += 1
@@ -141,7 +141,7 @@ def _rotate_tiles(
 ) -> None:
     """Goes through the distances h, 2 h, ... of a tile's rows."""
     scratch = np.empty(_TILE, np.float32)
-    g = np.searchsorted(edges, first, side="right") - 1
+    g = group_of(edges, first)
     for number in range(first, last):
         while edges[g + 1] <= number:
             g += 1
@@ -167,7 +167,7 @@ def _flip_back(
     x: Array, starts: Array, out_starts: Array, k0: Number, k1: Number, low: Number, high: Number,
     out: Array,
 ) -> None:  # fmt: skip
-    g = np.searchsorted(starts, low, side="right") - 1
+    g = group_of(starts, low)
     at = low
     while at < high:
         while starts[g + 1] <= at:

@@ -108,6 +108,20 @@ def _sources() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
+@kernel
+def group_of(starts: Array, position: Number) -> Number:
+    """Returns the last group that starts at or before a position, -1 where none does."""
+    # By hand: NumPy's search is compiled anew in each kernel that calls it, a second each.
+    low, high = 0, starts.size
+    while low < high:
+        middle = (low + high) // 2
+        if starts[middle] <= position:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
 def array(t: torch.Tensor) -> Array:
     """Views a tensor as a contiguous array, copying only one that is not contiguous."""
     return t.detach().contiguous().numpy()

@@ -13,7 +13,7 @@ from enum import IntEnum
 from thinwire.errors import ConfigError, FrameError
 
 MAGIC = b"tw"
-VERSION = 2
+VERSION = 3
 HEADER = 26
 _LAYOUT = struct.Struct("<2sBBIIHHIHI")
 _CHECKED = HEADER - 4
