@@ -19,9 +19,7 @@ _NUMPY: dict[torch.dtype, type[np.generic]] = {
 
 def zeros(n: int, device: torch.device = CPU) -> Tensor:
     """Returns (n,) float32 zeros."""
-    if n >= _LARGE and device.type == "cpu":
-        return torch.from_numpy(np.zeros(n, np.float32))
-    return torch.zeros(n, dtype=torch.float32, device=device)
+    return empty(n, device=device).zero_()
 
 
 def empty(n: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> Tensor:
