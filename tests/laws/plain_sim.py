@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class Setting:
             for that round, or None: the run ends.
         books: whether its updates are booked.
         least: the fewest workers it is for.
+        steps: how many local steps it takes, on from the first meeting.
+        relays: whether frames come by way of others, so that a frame is known by whose it is.
     """
 
     exchange: Exchange
@@ -46,6 +48,8 @@ class Setting:
     lossy: str | None = None
     books: bool = True
     least: int = 1
+    steps: int = 2
+    relays: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Group:
             self.faults[f.rank, f.at].append(f)
         self.drops = any(f.drops for f in faults)
         self.told = any(f.told for f in faults)
+        self.left_mail = self.met_gone = False
         self.params = [Parameter(torch.full((D,), 0.5 + (rank > 0))) for rank in range(N)]
         self.workers = [
             LocalSGD(
@@ -223,6 +228,7 @@ class Group:
             self.handed, self.sums = {rank: ask.vector}, death.n
         for post in posts if death is None else posts[: death.n]:
             assert len(post.frame) <= post.bound
+            self.met_gone |= post.to in self.gone
             if self.told and post.to in self.gone:
                 self.end(rank, PeerLost(post.to, "its connection is closed"))
                 return
@@ -242,11 +248,29 @@ class Group:
     def leave(self, rank: int) -> None:
         self.asks.pop(rank, None)
         self.talks[rank].close()
-        for to in range(self.N) if self.drops else ():
-            self.mail[rank, to].clear()
+        for to in range(self.N):
+            self.left_mail |= bool(self.mail[rank, to])
+            if self.drops:
+                self.mail[rank, to].clear()
 
 
 SPOILT = ("lost", "wrong", "stale", "twice")
+
+
+def each_way(setting: Setting, N: int, steps: int, fault: Fault) -> Iterator[Group]:
+    """Yields the group with this fault, in each way in which a connection may break.
+
+    What was posted and not yet taken is still there or gone, and a post to who is gone is an error
+    or not. Only where a run so far met the difference is there another: up to there they are one.
+    """
+    ways, seen = [fault], {fault}
+    for way in ways:
+        group = Group(setting, N, steps, [way])
+        yield group
+        others = {replace(way, drops=way.drops or group.left_mail)}
+        others.add(replace(way, told=way.told or group.met_gone))
+        ways += sorted(others - seen, key=repr)
+        seen |= others
 
 
 def every_fault(calm: Group, kinds: Sequence[str] = ("dies", "late", *SPOILT)) -> Iterator[Fault]:
@@ -255,11 +279,7 @@ def every_fault(calm: Group, kinds: Sequence[str] = ("dies", "late", *SPOILT)) -
         for at, shape in enumerate(shapes):
             if "dies" in kinds:
                 for n in range(-1, calm.N) if shape.reduces else range(shape.posts + 1):
-                    yield from (
-                        Fault(rank, at, "dies", n, drops, told)
-                        for drops in (False, True)
-                        for told in (False, True)
-                    )
+                    yield Fault(rank, at, "dies", n)
             # What a worker says to itself never touches a wire.
             others = [n for n, source in enumerate(shape.takes) if source != rank]
             for n in others:
