@@ -83,6 +83,11 @@ class Shape:
     reduces: bool
 
 
+def learned(rank: int, step: int) -> Tensor:
+    """Returns what a worker moves by in a local step, (D,) float32."""
+    return torch.randn(D, generator=torch.Generator().manual_seed(1000 * rank + step))
+
+
 class Group:
     """N workers, each as far as it comes."""
 
@@ -123,8 +128,7 @@ class Group:
         worker = self.workers[rank]
         yield from worker.join()
         for step in range(self.steps):
-            draw = torch.Generator().manual_seed(1000 * rank + step)
-            self.params[rank].grad = torch.randn(D, generator=draw)
+            self.params[rank].grad = learned(rank, step)
             yield from worker.steps()
             state, _ = worker.hold()
             self.held[rank].append({"anchor": state.anchor, "agreed": worker.agreed, **state.mem})
