@@ -130,21 +130,16 @@ def check_named(group: Group, calm: Group, fault: Fault) -> None:
 
 
 def lost_messages(calm: Group, rounds: int) -> list[Fault]:
-    """Returns the loss of each message of the first rounds, and of none said before them."""
-    return [
-        f
-        for f in every_fault(calm, ["lost"])
-        if calm.shapes[f.rank][f.at].posts
-        and calm.workers[f.rank].place[1] > 1
-        and 0 <= round_of(calm, f) < rounds
-    ]
+    """Returns the loss of each message of the first rounds."""
+    return [f for f in every_fault(calm, ["lost"]) if 0 <= round_of(calm, f) < rounds]
 
 
 def round_of(calm: Group, fault: Fault) -> int:
-    """Returns the round of a fault; -1 where it is before the first, or a number that is agreed."""
-    shapes = calm.shapes[fault.rank]
-    first = len(shapes) - sum(s.posts > 0 and len(s.takes) > 0 for s in shapes)
-    return calm.rounds[fault.rank][fault.at] if fault.at >= first else -1
+    """Returns the round of a message; -1 of a hello, or of a number that is agreed."""
+    shape = calm.shapes[fault.rank][fault.at]
+    # Among neighbours messages go both ways at once; to and from rank 0 one after the other.
+    both = shape.posts > 0 and len(shape.takes) > 0
+    return calm.rounds[fault.rank][fault.at] if both else -1
 
 
 def check_lost(group: Group, calm: Group, faults: Sequence[Fault]) -> None:
