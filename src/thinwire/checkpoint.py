@@ -114,4 +114,5 @@ def _at_home(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _is_gained(name: str) -> bool:
-    return name in ("gamma", "start", "owed") or name.startswith(("mine/", "theirs/", "master/"))
+    gained = ("gamma", "start", "owed", "asked")
+    return name in gained or name.startswith(("mine/", "theirs/", "master/"))

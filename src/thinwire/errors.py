@@ -41,7 +41,11 @@ class PeerLost(TransportError):
     def __init__(self, rank: int, why: str) -> None:
         self.rank = rank
         self.why = why
-        super().__init__(f"lost rank {rank}: {why}")
+        # Whoever breaks off breaks its own connections: the first to go is rarely one's neighbour.
+        super().__init__(
+            f"lost rank {rank}: {why}. It may have left because it lost another itself: its own "
+            "last line names whom"
+        )
 
 
 class RoundTimeout(TransportError):

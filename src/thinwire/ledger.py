@@ -170,8 +170,9 @@ class Watched:
             if isinstance(feedback, Feedback):
                 forgotten = (1 - feedback.decay) * mem["residual"].double()
             elif isinstance(self._exchange, Gossip):
-                # p sums to zero over workers, so what it does not hold is the coding error.
-                u = delta.double() + mem["owed"].double() if "owed" in mem else delta.double()
+                # p and s sum to zero over workers, so what it does not hold is the coding error.
+                owes = (mem[name].double() for name in ("owed", "s") if name in mem)
+                u = sum(owes, delta.double())
                 forgotten = u + after["p"].double() - direction.double()
         entry = (delta.double(), direction.double(), forgotten)
         self.entry = Entry(*(host.bring(term) for term in entry))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import thinwire as tw
+from thinwire import LocalSGD
 from thinwire.elastic import Elastic
 from thinwire.elastic.history import Generation
 from thinwire.elastic.regroup import Place, Regroup, Talk
@@ -111,6 +112,8 @@ class Group:
         self.tries: Tries = defaultdict(dict)
         self.returning: list[tuple[int, int]] = []
         self.yields = [0] * N
+        self.shapes: list[list[tuple[int, int] | None]] = [[] for _ in range(N)]
+        self.chose = False
         for number in range(N):
             self.bear(number)
 
@@ -119,7 +122,7 @@ class Group:
         inner = torch.optim.SGD([params], lr=1.0)
         elastic = Simulated(self.N, f"w{number}", mean=self.setting.mean)  # type: ignore[arg-type]
         s = self.setting
-        optimizer = tw.LocalSGD(
+        optimizer = LocalSGD(
             [params], inner, compressor=s.compressor, exchange=s.exchange, outer=s.outer,
             group=elastic, ledger=Ledger(),
         )  # fmt: skip
@@ -172,6 +175,9 @@ class Group:
         at, self.yields[life.number] = self.yields[life.number], self.yields[life.number] + 1
         fault = next((f for f in self.faults if (f.victim, f.at) == (life.number, at)), None)
         posts = life.ask.posts if isinstance(life.ask, Turn) else ()
+        self.shapes[life.number].append(
+            (len(posts), len(life.ask.takes)) if isinstance(life.ask, Turn) else None
+        )
         if fault is not None and fault.posts is not None:
             posts = posts[: fault.posts]
         for post in posts:
@@ -247,6 +253,7 @@ class Group:
             if not stuck:
                 return
             # Nobody can go on: the deadline passes for one, and the others go on from there.
+            self.chose |= len(stuck) > 1
             self.throw(stuck[self.setting.gives_up], RoundTimeout(0, "the deadline passed"))
 
     def ready(self, life: Life) -> bool:
@@ -364,16 +371,22 @@ def told(setting: Setting, N: int, faults: list[Fault]) -> Group:
     return group
 
 
-def yields(setting: Setting, N: int) -> list[int]:
-    """Returns how often each worker yields in a calm run until the last round but one."""
-    group = Group(setting, N, [])
-    group.run(ROUNDS - 1)
-    return group.yields
-
-
 def every_fault(setting: Setting, N: int, kinds: Any = KINDS) -> Iterator[Fault]:
-    """Yields one fault of each kind at each yield of each worker."""
-    for victim, most in enumerate(yields(setting, N)):
-        for at in range(most):
-            for what, posts in kinds:
-                yield Fault(victim, at, posts, what)
+    """Yields each different fault of these kinds at each yield of each worker.
+
+    Until its fault a run is the calm one, so that what a yield posts and takes is known. Left out
+    is what changes nothing there: an error at a yield that waits for a quorum, a broken frame at
+    one that takes none; and of kinds that differ in posts that do not exist, all but the first.
+    """
+    calm = Group(setting, N, [])
+    calm.run(ROUNDS - 1)
+    for victim, shapes in enumerate(calm.shapes):
+        for at, shape in enumerate(shapes):
+            seen = set()
+            posts, takes = shape or (0, 0)
+            for what, most in kinds:
+                idle = (what == "errs" and shape is None) or (what == "garbles" and not takes)
+                leave = posts if most is None else min(most, posts)
+                if not idle and (what, leave) not in seen:
+                    seen.add((what, leave))
+                    yield Fault(victim, at, most, what)

@@ -135,7 +135,11 @@ def frames() -> dict[str, bytes]:
         "silence": seal(Kind.SILENCE, HERE, b""),
         "number": seal(Kind.NUMBER, HERE, struct.pack("<d", 0.0703125)),
         "plea": seal(Kind.PLEA, HERE, pack(plain.compress(vector(), KEY, SPANS), plain)),
-        "repair": seal(Kind.VECTOR, Address(0x1234ABCD, 258, 3, REPAIR_PART), as_bytes(vector())),
+        "repair": seal(
+            Kind.SAID,
+            Address(0x1234ABCD, 258, 3, REPAIR_PART),
+            as_bytes(vector()) + pack(plain.compress(vector(), KEY, SPANS), plain),
+        ),
         "empty_body_part_1": seal(Kind.SAID, Address(1, 2, 65535, 1), b""),
     }
     return out | anchors(bodies)

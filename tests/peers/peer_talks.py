@@ -18,7 +18,7 @@ from thinwire.exchange.driver import check_bounds
 from thinwire.flat import Spans
 from thinwire.transport.base import Turn
 from thinwire.wire.body import Reader, unpack
-from thinwire.wire.frame import HEADER, Kind
+from thinwire.wire.frame import HEADER, REPAIR_PART, Kind
 
 RUN, SEED = 0xFEED, 41
 SPOKEN = (Kind.SAID, Kind.PLEA, Kind.SILENCE)
@@ -156,14 +156,20 @@ class Seen:
     def moved(self) -> list[Tensor]:
         return [a - d for a, d in zip(self.anchors, self.directions, strict=True)]
 
+    def body(self, frame: bytes) -> bytes:
+        """Returns a message's body, without the replica that may stand before it."""
+        told = int.from_bytes(frame[14:16], "little") == REPAIR_PART
+        return frame[HEADER + 4 * told * self.at[0].spans.d :]
+
     def said(self, rank: int) -> Tensor:
         """Returns what this rank told its neighbours, decoded from its bytes; zeros if silent."""
         here = self.at[rank]
-        (frame,) = {f for _, f in self.ends[rank].posted if f[3] in SPOKEN}
-        if frame[3] == Kind.SILENCE:
-            assert len(frame) == HEADER
+        told = {(f[3], self.body(f)) for _, f in self.ends[rank].posted if f[3] in SPOKEN}
+        ((kind, body),) = told
+        if kind == Kind.SILENCE:
+            assert body == b""
             return torch.zeros(here.spans.d)
-        reader = Reader(frame[HEADER:], "here")
+        reader = Reader(body, "here")
         said = here.compressor.decompress(unpack(reader, here.compressor, here.spans, here.key))
         reader.end()
         return said

@@ -111,7 +111,9 @@ def test_s_is_right_again_after_a_message_was_lost(mixing: str) -> None:
         hat = hat - np.array([seen.said(r).double().numpy() for r in range(N)])
         mine = np.array([mem["s"].double().numpy() for mem in seen.after])
         off.append(float(np.abs(mine - s).max()))
-    assert max(off) < 1e-4, off
+    # What was lost in round 2 is made good in round 4; until then s lacks c times it, once.
+    assert max(off[:3] + off[4:]) < 1e-4, off
+    assert off[3] > 1e-3, off
 
 
 def test_a_second_loss_before_the_repair_is_refused_and_everybody_hears_why() -> None:

@@ -21,7 +21,11 @@ TOLD_ROUNDS = 8
 
 
 def or_refuse(
-    talk: Generator[Ask, Answer, R], here: Here, topology: Topology, measuring: bool = False
+    talk: Generator[Ask, Answer, R],
+    here: Here,
+    topology: Topology,
+    measuring: bool = False,
+    replica: bool = False,
 ) -> Generator[Ask, Answer, R]:
     """Runs a talk among neighbours that may fail; if it does, the others are told why.
 
@@ -34,6 +38,7 @@ def or_refuse(
         here: where this worker stands.
         topology: who hears whom.
         measuring: whether an `agreed_step` follows, for which the others would wait.
+        replica: whether messages may hold a replica, too: see `bound_of`.
     """
     try:
         return (yield from talk)
@@ -41,12 +46,12 @@ def or_refuse(
         if measuring:
             yield from agreed_mean(reason, here)
         else:
-            yield from pass_on(reason, here, topology)
+            yield from pass_on(reason, here, topology, replica)
         raise
 
 
 def pass_on(
-    reason: NonFiniteError | FrameError, here: Here, topology: Topology
+    reason: NonFiniteError | FrameError, here: Here, topology: Topology, replica: bool = False
 ) -> Generator[Ask, Answer, None]:
     """Tells this worker's listeners of the next rounds why there will be none.
 
@@ -56,13 +61,15 @@ def pass_on(
         reason: what went wrong.
         here: where this worker stands.
         topology: who hears whom.
+        replica: whether messages may hold a replica, too: see `bound_of`.
     """
     if topology.fixed and _found_here(reason, here):
         return  # This round's listeners have heard it in the message's place.
     for later in range(1, 2 if topology.fixed else 1 + TOLD_ROUNDS):
         there = replace(here, round=here.round + later)
         frame = there.seal(Kind.REFUSAL, encode_refusal(reason))
-        yield from turn(tuple(Post(to, frame, bound_of(here)) for to in hearers(there, topology)))
+        bound = bound_of(here, replica)
+        yield from turn(tuple(Post(to, frame, bound) for to in hearers(there, topology)))
 
 
 def _found_here(reason: NonFiniteError | FrameError, here: Here) -> bool:

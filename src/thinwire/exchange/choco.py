@@ -13,7 +13,8 @@ from thinwire.exchange.alarm import or_refuse
 from thinwire.exchange.base import Here, Memory, Talk
 from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
-from thinwire.exchange.neighbours import check_graph, mix, owes_repair, repair
+from thinwire.exchange.mending import Mending
+from thinwire.exchange.neighbours import check_graph, mix
 from thinwire.exchange.over_graph import Stepping
 from thinwire.flat import Spans
 from thinwire.value import in_range
@@ -95,25 +96,26 @@ class Choco(Stepping):
         }
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        p, r, plead = mem["p"], mem["r"], owes_repair(mem)
-        u = delta + r
+        p, r = mem["p"], mem["r"]
+        u, mending = delta + r, Mending.of(mem, anchor, r)
         threshold = self.threshold(here.round)
         silent = threshold > 0 and float(u.double().square().sum()) <= threshold
         step = known_step(self.gamma, mem)
-        talk = mix(u, here, self.topology, silent, plead)
-        heard = yield from or_refuse(talk, here, self.topology, measuring=step is None)
+        talk = mix(u, here, self.topology, silent, mending)
+        measuring = step is None
+        heard = yield from or_refuse(talk, here, self.topology, measuring, replica=True)
         if step is None:
             said = (u[:0], u[:0]) if silent else (u, heard.said)
             step = yield from agreed_step(*said, here)
         p = p - heard.said + heard.mixed
-        replica = anchor + r - heard.said
-        mending = repair(replica, heard, plead, here, self.topology)
-        mixed = yield from or_refuse(mending, here, self.topology)
+        after = mending.after(heard.missed, heard.others is not None, heard.pleas)
         stepped = p
-        if mixed is not None:
-            p = replica - mixed
-            # By what p had been short of since the loss this worker stepped too little.
-            stepped = p + (p - stepped)
-        missed = host.ints([int(heard.missed or (plead and mixed is None))])
+        if heard.others is not None:
+            replica = mending.replica
+            row = self.topology.row(here.rank, here.N, here.round, here.key.seed)
+            mixed = heard.others + replica * row[here.rank] - heard.mixed
+            short = replica - heard.said - mixed - p
+            # By what p had been short of in each round since the loss it stepped too little.
+            p, stepped = p + short, p + short * (1 + mending.rounds)
         pull = step.get("gamma", host.float_(0.0)) * stepped
-        return delta + pull, {"p": p, "r": u - heard.said + pull, "missed": missed, **step}
+        return delta + pull, {"p": p, "r": u - heard.said + pull, **after, **step}

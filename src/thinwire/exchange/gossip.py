@@ -11,7 +11,8 @@ from thinwire.compress import Compressor
 from thinwire.errors import FrameError
 from thinwire.exchange.alarm import or_refuse, pass_on
 from thinwire.exchange.base import Here, Memory, Talk
-from thinwire.exchange.neighbours import check_accurate, check_graph, mix, owes_repair, repair
+from thinwire.exchange.mending import Mending
+from thinwire.exchange.neighbours import check_accurate, check_graph, mix
 from thinwire.exchange.over_graph import Mixing
 from thinwire.flat import Spans
 from thinwire.value import in_range
@@ -60,34 +61,36 @@ class Gossip(Mixing):
         return {**mem, "s": here.zeros()} if self.correction else mem
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        p, plead = mem["p"], owes_repair(mem)
-        u = delta + p + mem["s"] if self.correction else delta + p
+        p, s = mem["p"], mem["s"] if self.correction else None
+        mending = Mending.of(mem, anchor, None if self.mixing == "before" else p)
+        u = delta + p if s is None else delta + p + s
         u = u + mem["owed"] if "owed" in mem else u
-        talk = mix(u, here, self.topology, plead=plead)
-        heard = yield from or_refuse(talk, here, self.topology)
+        talk = mix(u, here, self.topology, mending=mending)
+        heard = yield from or_refuse(talk, here, self.topology, replica=True)
         direction = heard.said if self.mixing == "before" else heard.mixed
-        new = p - heard.said + heard.mixed
-        replica = anchor - heard.said if self.mixing == "before" else anchor + p - heard.said
-        mending = repair(replica, heard, plead, here, self.topology)
-        mixed = yield from or_refuse(mending, here, self.topology)
-        owed = {}
-        if mixed is not None:
-            # What p had been short of since the loss, s is short of, too; and this worker has said
-            # that much less: it says it in the next round, so that the mean of all moves by it.
-            owed = {"owed": replica - mixed - new}
-            p = p + owed["owed"]
-            new = replica - mixed
+        after = mending.after(heard.missed, heard.others is not None, heard.pleas)
+        p_after, n, short = p - heard.said + heard.mixed, mending.rounds, None
+        if heard.others is not None:
+            replica = mending.replica
+            row = self.topology.row(here.rank, here.N, here.round, here.key.seed)
+            mixed = heard.others + replica * row[here.rank] - heard.mixed
+            # What p had been short of since the loss, s is short of, too, and this worker has said
+            # that much less in each round: it says it in the next, so that the mean moves by it.
+            short = replica - heard.said - mixed - p_after
+            after["owed"] = short * (n + self.correction * n * (n - 1) / 2)
+            p_after = replica - heard.said - mixed
             direction = heard.said if self.mixing == "before" else anchor - mixed
-        missed = heard.missed or (plead and mixed is None)
-        after = {"p": new, "missed": host.ints([int(missed)]), **owed}
-        if not self.correction:
-            return direction, after
-        if plead and missed:
+        if s is None:
+            return direction, {"p": p_after, **after}
+        if n and heard.missed:
             lost = FrameError(
                 f"rank {here.rank}, round {here.round}: a second message is missing before the "
                 "first was made good, so that the corrections of all workers no longer sum to "
                 "zero; resume from a checkpoint, or use correction=0"
             )
-            yield from pass_on(lost, here, self.topology)
+            yield from pass_on(lost, here, self.topology, replica=True)
             raise lost
-        return direction, {**after, "s": mem["s"] + self.correction * p}
+        s_after = s + self.correction * p
+        if short is not None:
+            s_after = s_after + self.correction * n * short
+        return direction, {"p": p_after, "s": s_after, **after}

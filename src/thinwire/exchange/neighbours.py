@@ -14,11 +14,12 @@ from torch import Tensor
 from thinwire import host, kernels
 from thinwire.compress import Compressor, Payload
 from thinwire.errors import ConfigError, NonFiniteError
-from thinwire.exchange.base import Here, Memory, tensor_name
+from thinwire.exchange.base import Here, tensor_name
+from thinwire.exchange.mending import Mending
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.topology import Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.wire.body import as_bytes, pack, unpack
+from thinwire.wire.body import pack, unpack
 from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, unseal
 
 SPOKEN = (Kind.SAID, Kind.PLEA)
@@ -35,6 +36,8 @@ class Heard:
         missed: whether some neighbour's message did not come.
         absent: the weight of those whose did not.
         pleas: the neighbours that missed one before and want a replica whole.
+        others: (d,) float32, sum of W_ij x^_j over the neighbours j, as they were before this
+            round, where this worker had asked and all of them told; else None.
     """
 
     said: Tensor
@@ -42,6 +45,7 @@ class Heard:
     missed: bool
     absent: float
     pleas: tuple[int, ...]
+    others: Tensor | None = None
 
     @property
     def whole(self) -> Tensor:
@@ -54,19 +58,21 @@ def mix(
     here: Here,
     topology: Topology,
     silent: bool = False,
-    plead: bool = False,
+    mending: Mending | None = None,
     beside: Tensor | None = None,
 ) -> Generator[Ask, Answer, Heard]:
     """Says C(v) to all listeners and returns what it was, and the mix of what was heard.
 
-    Price: 1 step; sends degree |C| and receives degree |C|; a silent worker sends 26 bytes each.
+    Price: 1 step; sends degree |C| and receives degree |C|; a silent worker sends 26 bytes each,
+    and a replica is 4d bytes more to who missed a message, and only then.
 
     Args:
         v: (d,) float32.
         here: where this worker stands.
         topology: who hears whom, and W.
         silent: says nothing this round, which counts as saying zero.
-        plead: asks the neighbours for their replicas: see `repair`.
+        mending: what this worker asks of its neighbours and owes them; None where a message that
+            is missed is not made good.
         beside: (d,) float32 that this worker does not say but will use; it must be finite, too.
 
     Raises:
@@ -74,29 +80,44 @@ def mix(
         FrameError: a neighbour's frame is broken. Of either `or_refuse` tells the others.
     """
     rank, row = here.rank, topology.row(here.rank, here.N, here.round, here.key.seed)
+    plead = mending is not None and mending.pleads
     own, frame, error = _own_message(v, here, silent, plead, v if beside is None else beside)
-    bound = bound_of(here)
-    posts = tuple(Post(to, frame, bound) for to in hearers(here, topology))
+    bound, to_all = bound_of(here, mending is not None), hearers(here, topology)
+    frames_to = dict.fromkeys(to_all, frame)
+    if mending is not None and error is None:
+        frames_to |= mending.with_replica(frame, here)
+    posts = tuple(Post(to, frame, bound) for to, frame in frames_to.items())
     speakers = [j for j in row if j != rank]
     frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
     if error is not None:
         raise error
-    return _fold(own, dict(zip(speakers, frames, strict=True)), row, here)
+    return _fold(own, dict(zip(speakers, frames, strict=True)), row, here, mending)
 
 
-def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], here: Here) -> Heard:
+def _fold(
+    own: Payload | None,
+    told: dict[int, bytes],
+    row: dict[int, float],
+    here: Here,
+    mending: Mending | None,
+) -> Heard:
     C = here.compressor
-    mixed, missed, pleas = here.zeros(), [], []
+    mixed, missed, pleas, replicas = here.zeros(), [], [], {}
     for j, weight in row.items():
         payload = own
         if j != here.rank:
             if not told[j]:
                 missed.append(weight)
                 continue
-            kind, body = unseal(told[j], here.address(j), *SPOKEN, Kind.SILENCE, Kind.REFUSAL)
+            at = here.address(j)
+            if mending is not None and mending.is_told(told[j]):
+                at = replace(at, part=REPAIR_PART)
+            kind, body = unseal(told[j], at, *SPOKEN, Kind.SILENCE, Kind.REFUSAL)
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
                 raise refusal(reader, here)
+            if at.part == REPAIR_PART:
+                replicas[j] = host.send(reader.floats(here.spans.d, "replica"), here.device)
             payload = None
             if kind in SPOKEN:
                 payload = unpack(reader, C, here.spans, here.key_of(j), here.device)
@@ -106,62 +127,29 @@ def _fold(own: Payload | None, told: dict[int, bytes], row: dict[int, float], he
         if payload is not None:
             C.accumulate(mixed, payload, weight)
     said = here.zeros() if own is None else C.decompress(own)
-    return Heard(said, mixed, bool(missed), sum(missed), tuple(pleas))
+    others = None
+    if mending is not None and mending.awaits and len(replicas) == len(told):
+        others = here.zeros()
+        for j, replica in replicas.items():
+            others += replica * row[j]
+    return Heard(said, mixed, bool(missed), sum(missed), tuple(pleas), others)
 
 
-def bound_of(here: Here) -> int:
-    """Returns the most bytes that a message, or the news that there is none, can have."""
-    return HEADER + max(REFUSAL_BODY, here.compressor.nbytes(here.spans))
-
-
-def repair(
-    replica: Tensor, heard: Heard, plead: bool, here: Here, topology: Topology
-) -> Generator[Ask, Answer, Tensor | None]:
-    """Tells this worker's replica to who pleaded, and returns sum_j W_ij x^_j if it pleaded itself.
-
-    A worker that missed a message has lost count of the replicas it keeps only a sum of. One dense
-    round of its neighbourhood puts it right; None where a replica was lost, too, and the worker
-    must plead again.
-
-    Price: a dense vector from each neighbour to who pleaded, and only then.
+def bound_of(here: Here, replica: bool = False) -> int:
+    """Returns the most bytes that a message, or the news that there is none, can have.
 
     Args:
-        replica: (d,) float32, x^_i after this round.
-        heard: what `mix` returned.
-        plead: whether this worker pleaded.
-        here: where this worker stands.
-        topology: who hears whom, and W.
+        here: where a worker stands.
+        replica: whether it may have to tell its replica with it. The hearer cannot know whether
+            its plea was heard, and both must name one bound: it is this in every round.
     """
-    bound, here = HEADER + 4 * here.spans.d, replace(here, part=REPAIR_PART)
-    frame = here.seal(Kind.VECTOR, as_bytes(replica)) if heard.pleas else b""
-    posts = tuple(Post(to, frame, bound) for to in heard.pleas)
-    if not posts and not plead:
-        return None
-    row = topology.row(here.rank, here.N, here.round, here.key.seed)
-    speakers = [j for j in row if j != here.rank] if plead else []
-    frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
-    if not plead or not all(frames):
-        return None
-    told, total = dict(zip(speakers, frames, strict=True)), here.zeros()
-    for j, weight in row.items():
-        vector = replica
-        if j != here.rank:
-            _, body = unseal(told[j], here.address(j), Kind.VECTOR)
-            reader = here.reader(body, j)
-            vector = host.send(reader.floats(here.spans.d, "replica"), here.device)
-            reader.end()
-        total += vector * weight
-    return total
+    before = 4 * here.spans.d if replica else 0
+    return HEADER + max(REFUSAL_BODY, before + here.compressor.nbytes(here.spans))
 
 
 def hearers(here: Here, topology: Topology) -> tuple[int, ...]:
     """Returns who hears this worker in this round."""
     return topology.listeners(here.rank, here.N, here.round, here.key.seed)
-
-
-def owes_repair(mem: Memory) -> bool:
-    """Returns whether this worker missed a message and has not been put right since."""
-    return bool(mem["missed"])
 
 
 def _own_message(

@@ -21,7 +21,7 @@ MAX_BODY = (1 << 48) - 1
 BUFFER_PART = 0xFFFF
 """The part of a round in which a model's buffers are shared."""
 REPAIR_PART = 0xFFFE
-"""The part in which a worker that missed a message is told its neighbours' replicas whole."""
+"""The part of a message with which a worker that missed one is told the speaker's replica."""
 WATCH_PART = 0xFFFD
 """The part in which the ranks compare replicas, or agree to write a snapshot or to stop."""
 
@@ -46,7 +46,7 @@ class Kind(IntEnum):
     SILENCE = 8
     """Instead of a message: this worker has too little to say."""
     PLEA = 10
-    """A message, and a plea: what this worker missed, its neighbours tell it whole."""
+    """A message, and a plea: its neighbours tell their replicas with their next ones."""
     NUMBER = 9
     """One float64 that all workers must agree on."""
     ANCHOR = 11
