@@ -8,8 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
+
+try:
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+except (ImportError, RuntimeError) as error:
+    raise SystemExit(
+        f"imagenet: torchvision cannot be loaded ({error}); it must be there, and be built for "
+        f"torch {torch.__version__}: pip install 'thinwire[recipes]'"
+    ) from None
 
 import thinwire as tw
 
