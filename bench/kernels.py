@@ -47,6 +47,28 @@ def row(r: dict[str, Any], goals: dict[str, float]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def compared(seconds: dict[tuple[str, str, int], float]) -> list[str]:
+    """Returns the table of what more threads gain: times faster than one, at each size."""
+    sizes = list(dict.fromkeys(name for name, _, _ in seconds))
+    several = sorted({threads for _, _, threads in seconds} - {1})
+    columns = [(name, n) for name in sizes for n in several]
+    if not columns or not any(threads == 1 for _, _, threads in seconds):
+        return []
+    lines = ["", "## Several threads beside one: times faster", ""]
+    lines += ["| operation | " + " | ".join(f"{name}, {n} threads" for name, n in columns) + " |"]
+    lines += ["|---|" + "---|" * len(columns)]
+    for op in dict.fromkeys(op for _, op, _ in seconds):
+        gains = [
+            f"{seconds[name, op, 1] / seconds[name, op, n]:.2f}"
+            if {(name, op, 1), (name, op, n)} <= seconds.keys()
+            else ""
+            for name, n in columns
+        ]
+        if any(gains):
+            lines.append(f"| {op} | " + " | ".join(gains) + " |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="1e5,1e6,resnet50,gpt2")
@@ -63,7 +85,10 @@ def main() -> None:
         "",
         "Medians. copies: times a `y.copy_(x)` of the same vector, run in turn with it; torch: how",
         "many times slower plain torch is; above: bytes beside the entropy. Vectors are N(0, 1).",
+        "With several threads each timing follows a rest, since torch's own go on looking for work",
+        "for some ms after an operation, on a core that would be missing.",
     ]
+    seconds: dict[tuple[str, str, int], float] = {}
     for name in options.sizes.split(","):
         first = True
         for threads in map(int, options.threads.split(",")):
@@ -75,8 +100,10 @@ def main() -> None:
                     ]
                     lines += ["|---|---|---|---|---|---|---|---|"]
                     first = False
+                seconds[name, r["op"], threads] = r["seconds"]
                 lines.append(row(r, GOALS if (name, threads) == ("resnet50", 1) else {}))
                 print(lines[-1], flush=True)
+    lines += compared(seconds)
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -77,22 +77,30 @@ def _rice_bits(index: Array, before: Number, b: Number) -> Number:
 
 
 @kernel
-def _rice_size(index: Array, start: Number, b: Number) -> Number:
-    """Returns the bits of a Golomb-Rice stream, with what says where its pieces end."""
+def _rice_size(index: Array, start: Number, b: Number, sizes: Array) -> Number:
+    """Returns the bits of a Golomb-Rice stream, and notes the bytes of its pieces if it has any."""
     if index.size <= _PIECE:
         return _rice_bits(index, start - 1, b)
     total = 0
     before = start - 1
     for first in range(0, index.size, _PIECE):
         piece = index[first : first + _PIECE]
-        total += 32 + (_rice_bits(piece, before, b) + 7) // 8 * 8
+        size = (_rice_bits(piece, before, b) + 7) // 8
+        sizes[first // _PIECE] = size
+        total += 32 + 8 * size
         before = piece[-1]
     return total
 
 
 @kernel
-def _choose(index: Array, counts: Array, starts: Array, domains: Array, tags: Array) -> Number:
-    """Chooses every domain's tag; returns the bytes of it all, or -1 when indices do not ascend."""
+def _choose(
+    index: Array, counts: Array, starts: Array, domains: Array, tags: Array, sizes: Array
+) -> Number:
+    """Chooses every domain's tag; returns the bytes of it all, or -1 when indices do not ascend.
+
+    `sizes` are the bytes of the pieces of all long Golomb-Rice streams.
+    """
+    left = 0
     at = 0
     g = 0
     total = 0
@@ -116,10 +124,11 @@ def _choose(index: Array, counts: Array, starts: Array, domains: Array, tags: Ar
             tags[s] = _FIXED
             best = fixed
         b = _parameter(index[first:at], domains[s], length)
-        bits = _rice_size(index[first:at], domains[s], b)
+        bits = _rice_size(index[first:at], domains[s], b, sizes[left:])
         if bits < best:
             tags[s] = _RICE | b << 3
             best = bits
+            left += (at - first + _PIECE - 1) // _PIECE if at - first > _PIECE else 0
         total += (best + 7) // 8
     return total
 
@@ -140,12 +149,13 @@ def _put_rice(words: Array, at: Number, index: Array, before: Number, b: Number)
 
 @kernel
 def _write(
-    index: Array, counts: Array, starts: Array, domains: Array, tags: Array, words: Array,
-    pieces: Array,
+    index: Array, counts: Array, starts: Array, domains: Array, tags: Array, sizes: Array,
+    words: Array, pieces: Array,
 ) -> Number:  # fmt: skip
     """Writes all but long Golomb-Rice streams; returns how many pieces of them are left to do.
 
-    A row of `pieces` is where a piece's bytes begin, its first and last index, and its parameter.
+    A row of `pieces` is where a piece's bytes begin, how many they are, its first and last index,
+    the index before, and its parameter.
     """
     done = 0
     g = 0
@@ -174,12 +184,12 @@ def _write(
             before = domains[s] - 1
             for low in range(first, done, _PIECE):
                 high = min(done, low + _PIECE)
-                size = (_rice_bits(index[low:high], before, b) + 7) // 8
-                pieces[left, 0], pieces[left, 1], pieces[left, 2] = place, low, high
-                pieces[left, 3], pieces[left, 4] = before, b
-                at = put(words, at, size, 32)
+                pieces[left, 0], pieces[left, 1] = place, sizes[left]
+                pieces[left, 2], pieces[left, 3] = low, high
+                pieces[left, 4], pieces[left, 5] = before, b
+                at = put(words, at, sizes[left], 32)
                 before = index[high - 1]
-                place += size
+                place += sizes[left]
                 left += 1
             at = 8 * place
         at = (at + 7) >> 3 << 3
@@ -191,14 +201,12 @@ def _write_pieces(index: Array, pieces: Array, first: Number, last: Number, out:
     # In words of its own, since neighbours share a word where their bytes meet.
     words = np.zeros(0, np.uint64)
     for p in range(first, last):
-        place, low, high, before, b = pieces[p]
-        bits = _rice_bits(index[low:high], before, b)
-        if words.size < bits // 64 + 2:
-            words = np.empty(bits // 64 + 2, np.uint64)
+        place, size, low, high, before, b = pieces[p]
+        if words.size < size // 8 + 2:
+            words = np.empty(size // 8 + 2, np.uint64)
         words[:] = 0
         _put_rice(words, 0, index[low:high], before, b)
         raw = words.view(np.uint8)
-        size = (bits + 7) // 8
         out[place : place + size] = raw[:size]
 
 
@@ -216,12 +224,13 @@ def encode_index(
         raise ValueError(f"{index.numel()} indices for counts that add up to {int(counts.sum())}")
     cut = array(index), array(counts), array(starts), array(starts if domains is None else domains)
     tags = np.empty(cut[-1].size - 1, np.uint8)
-    size = _choose(*cut, tags)
+    pieces = np.empty((index.numel() // _PIECE + tags.size + 1, 6), np.int64)
+    sizes = np.empty(len(pieces), np.int64)
+    size = _choose(*cut, tags, sizes)
     if size < 0:
         raise ValueError("indices must ascend within their groups")
     words = np.zeros(size // 8 + 2, np.uint64)
-    pieces = np.empty((index.numel() // _PIECE + tags.size + 1, 5), np.int64)
-    left, out = _write(*cut, tags, words, pieces), words.view(np.uint8)
+    left, out = _write(*cut, tags, sizes, words, pieces), words.view(np.uint8)
     each_share(
         index.numel(), left, lambda first, last: _write_pieces(cut[0], pieces, first, last, out)
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.numba_support import (
     Array,
@@ -198,7 +199,7 @@ def _load_all(owed: Any, low: Number, high: Number, out: Array) -> None:
 def owe(owed: Owed) -> torch.Tensor:
     """Agrees bit for bit with `reference.owe`."""
     checks.check_owed(owed)
-    out = torch.empty_like(owed.anchor)
+    out = host.empty(len(owed))
     u = out.numpy()
     with read(owed) as source:
         each_stretch(len(owed), lambda low, high: _load_all(source, low, high, u))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import torch
@@ -43,8 +43,16 @@ def each_stretch(n: int, work: Callable[[int, int], None]) -> None:
         for stretch in cut:
             work(*stretch)
         return
+    # This thread takes a stretch, too: two that are woken by one that then sleeps are often put on
+    # one core, its own, and stay there for as long as a kernel takes.
+    others = [_pool(len(cut) - 1).submit(work, *stretch) for stretch in cut[1:]]
+    try:
+        work(*cut[0])
+    finally:
+        wait(others)
     # Every result is asked for, so that what a thread raises is raised here.
-    list(_pool(len(cut)).map(lambda stretch: work(*stretch), cut))
+    for other in others:
+        other.result()
 
 
 def each_share(n: int, pieces: int, work: Callable[[int, int], None]) -> None:
