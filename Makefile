@@ -22,7 +22,7 @@ test: .venv/ready lint ## everything: lint, types, all tests
 fast: .venv/ready ## the unit tests alone
 	$(BIN)/python -m pytest -n 2 -m "not slow and not network and not exhaustive"
 
-exhaustive: .venv/ready ## every fault at every yield of every exchange, N of 3 and 4: about 15 minutes
+exhaustive: .venv/ready ## every fault at every yield of every exchange, N of 3 and 4: about a quarter of an hour
 	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 lint: .venv/ready
