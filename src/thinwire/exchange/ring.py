@@ -29,7 +29,7 @@ from thinwire.exchange.feedback import (
     say,
 )
 from thinwire.exchange.hear import divisor, hear, heard
-from thinwire.exchange.segments import Trouble, cut, place
+from thinwire.exchange.segments import Takes, Trouble, cut, place
 from thinwire.flat import Spans
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.value import of_kind, one_of
@@ -136,29 +136,32 @@ class Ring(Exchange):
         N, r = here.N, here.rank
         right, left = (r + 1) % N, (r - 1) % N
         e, direction = torch.empty_like(u), torch.empty_like(u)
+        pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
+        hops = [*range(1, N), *range(N - 1)]
+        takes = Takes(Take(left, p.bound) for hop in hops for p in pieces[(r - hop) % N])
         trouble = Trouble(here)
         trouble.own(u)
         for hop in range(N):
-            for piece in cut(here, (r - hop) % N, self.pipeline):
+            for piece in pieces[(r - hop) % N]:
                 z = u[piece.low : piece.high]
                 if hop:
-                    (frame,) = yield from turn(takes=(Take(left, piece.bound),))
+                    (frame,) = yield from takes.turn(1)
                     z = trouble.hear(frame, piece, left) + z
                 frame, v = trouble.speak(z, piece)
                 e[piece.low : piece.high] = z - v
                 if hop == N - 1:
                     direction[piece.low : piece.high] = v / divisor(N, v)
                 if N > 1:
-                    yield from turn((Post(right, frame, piece.bound),))
+                    yield from takes.turn(0, (Post(right, frame, piece.bound),))
         for hop in range(N - 1):
             segment = (r - hop) % N
-            for piece in cut(here, segment, self.pipeline):
-                (frame,) = yield from turn(takes=(Take(left, piece.bound),))
+            for piece in pieces[segment]:
+                (frame,) = yield from takes.turn(1)
                 # The owner of a segment is the last to sum it, one left of where it started.
                 v = trouble.hear(frame, piece, (segment - 1) % N)
                 direction[piece.low : piece.high] = v / divisor(N, v)
                 if hop < N - 2:
-                    yield from turn((Post(right, frame, piece.bound),))
+                    yield from takes.turn(0, (Post(right, frame, piece.bound),))
         trouble.end()
         return direction, e
 
@@ -168,16 +171,18 @@ class Ring(Exchange):
         trouble = Trouble(here)
         trouble.own(u)
         others = [(r + hop) % N for hop in range(1, N)]
+        pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
+        summed = [Take(rank, p.bound) for p in pieces[r] for rank in range(N) if rank != r]
+        takes = Takes([*summed, *(Take(g, p.bound) for g in others for p in pieces[g])])
         for owner in others:
-            for piece in cut(here, owner, self.pipeline):
+            for piece in pieces[owner]:
                 z = u[piece.low : piece.high]
                 frame, said = trouble.speak(z, piece)
                 e[piece.low : piece.high] = z - said
-                yield from turn((Post(owner, frame, piece.bound),))
-        for piece in cut(here, r, self.pipeline):
-            takes = tuple(Take(rank, piece.bound) for rank in range(N) if rank != r)
-            frames = yield from turn((), takes)
-            told = dict(zip((take.source for take in takes), frames, strict=True))
+                yield from takes.turn(0, (Post(owner, frame, piece.bound),))
+        for piece in pieces[r]:
+            frames = yield from takes.turn(N - 1)
+            told = dict(zip((rank for rank in range(N) if rank != r), frames, strict=True))
             t = piece.here.zeros()
             for rank in range(N):
                 own = u[piece.low : piece.high]
@@ -185,10 +190,10 @@ class Ring(Exchange):
             frame, w = trouble.speak(t / divisor(N, t), piece)
             e[piece.low : piece.high] = t - N * w
             direction[piece.low : piece.high] = w
-            yield from turn(tuple(Post(rank, frame, piece.bound) for rank in others))
+            yield from takes.turn(0, tuple(Post(rank, frame, piece.bound) for rank in others))
         for owner in others:
-            for piece in cut(here, owner, self.pipeline):
-                (frame,) = yield from turn(takes=(Take(owner, piece.bound),))
+            for piece in pieces[owner]:
+                (frame,) = yield from takes.turn(1)
                 direction[piece.low : piece.high] = trouble.hear(frame, piece, owner)
         trouble.end()
         return direction, e

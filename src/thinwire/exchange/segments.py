@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.hear import ALL_RANKS
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.keys import Key
+from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import Reader, as_bytes, pack, unpack
 from thinwire.wire.frame import BUFFER_PART, HEADER, Kind, unseal
 
@@ -40,6 +43,28 @@ class Piece:
     def key_of(self, rank: int) -> Key:
         """Returns the key under which that rank coded this piece."""
         return self.here.key_of(rank)
+
+
+AHEAD = 16
+"""Takes that a turn says are coming: as many pieces may be on their way to one worker."""
+
+
+class Takes:
+    """A talk's takes, all known before it begins, so that each turn can say what comes after it.
+
+    Args:
+        all: in the order in which they are taken.
+    """
+
+    def __init__(self, all: Iterable[Take]) -> None:
+        self._left = deque(all)
+
+    def turn(
+        self, count: int = 0, posts: tuple[Post, ...] = ()
+    ) -> Generator[Ask, Answer, list[bytes]]:
+        """Yields a turn with these posts and the next so many takes; returns their frames."""
+        now = tuple(self._left.popleft() for _ in range(count))
+        return (yield from turn(posts, now, tuple(islice(self._left, AHEAD))))
 
 
 def cut(here: Here, segment: int, pipeline: int) -> Iterator[Piece]:

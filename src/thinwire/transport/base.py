@@ -40,10 +40,17 @@ class Turn:
     """Posts to start and frames to wait for; the answer is the frames, in the order of `takes`.
 
     Posts are not awaited, so that a next piece can be coded while this one is on the wire.
+
+    Args:
+        posts: to start.
+        takes: to wait for.
+        coming: what later turns will take, in order; a transport may make room for it now, so
+            that nobody's frame waits to be asked for. Some of it, or none, changes no answer.
     """
 
     posts: tuple[Post, ...] = ()
     takes: tuple[Take, ...] = ()
+    coming: tuple[Take, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,10 @@ Answer = list[bytes] | Tensor
 
 
 def turn(
-    posts: tuple[Post, ...] = (), takes: tuple[Take, ...] = ()
+    posts: tuple[Post, ...] = (), takes: tuple[Take, ...] = (), coming: tuple[Take, ...] = ()
 ) -> Generator[Ask, Answer, list[bytes]]:
     """Yields one turn and returns its frames; a post starts on its way at once, unawaited."""
-    frames = yield Turn(posts, takes)
+    frames = yield Turn(posts, takes, coming)
     assert isinstance(frames, list)
     return frames
 

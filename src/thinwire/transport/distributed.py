@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,7 +16,7 @@ from thinwire import host
 from thinwire.errors import ConfigError, FrameError, PeerLost, RoundTimeout, TransportError
 from thinwire.transport.base import Post, Take, Turn
 
-ONE_MESSAGE = 1 << 16
+ONE_MESSAGE = 1 << 26
 """Up to this bound a frame is one message; above, a header and then exactly the rest.
 
 Gloo aborts the process that receives more than it posted, and does not say when it got less. So
@@ -61,6 +61,7 @@ class DistributedTransport:
         self._hard = None if hard is None else timedelta(seconds=hard)
         self._own: deque[bytes] = deque()
         self._leaving: deque[tuple[Any, Tensor, int]] = deque()
+        self._coming: defaultdict[int, deque[tuple[Any, Tensor, int]]] = defaultdict(deque)
 
     def turn(self, turn: Turn) -> list[bytes]:
         """Starts every post, waits for every take, and returns the frames in the takes' order."""
@@ -68,20 +69,25 @@ class DistributedTransport:
             return self._turn(turn)
         except TransportError:
             self._own.clear()
+            self._coming.clear()
             raise
 
     def _turn(self, turn: Turn) -> list[bytes]:
         for post in turn.posts:
             self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
-        heads = self._receive(
-            [(t.source, t.bound if self._whole(t) else self._header, b"") for t in takes]
-        )
+        begun = [self._begun(take) for take in takes]
+        self._make_room(turn)
+        heads = [self._arrived(*one) for one in begun]
         lengths = [self._checked(t, head) for t, head in zip(takes, heads, strict=True)]
         known = list(zip(takes, lengths, heads, strict=True))
-        split = [(t.source, n, head) for t, n, head in known if not self._whole(t)]
-        rest = deque(self._receive(split))
-        arrived = deque(head[:n] if self._whole(t) else rest.popleft() for t, n, head in known)
+        rests = deque(
+            self._begin(t.source, n - len(head)) for t, n, head in known if not self._whole(t)
+        )
+        arrived = deque(
+            bytes(head[:n]) if self._whole(t) else b"".join([head, self._arrived(*rests.popleft())])
+            for t, n, head in known
+        )
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
         ]
@@ -115,9 +121,9 @@ class DistributedTransport:
     def _whole(self, message: Post | Take) -> bool:
         return message.bound <= self._one_message
 
-    def _checked(self, take: Take, head: bytes) -> int:
+    def _checked(self, take: Take, head: memoryview) -> int:
         try:
-            n = self._length(head)
+            n = self._length(bytes(head[: self._header]))
         except FrameError:
             if self._whole(take):
                 return len(head)  # All of it is here: whoever unseals it refuses it.
@@ -148,21 +154,35 @@ class DistributedTransport:
                     work = self.group.send([tensor], post.to, 0)
                 self._leaving.append((work, tensor, post.to))
 
-    def _receive(self, takes: list[tuple[int, int, bytes]]) -> list[bytes]:
-        """Returns messages of so many bytes each, what is known of their beginning in its place."""
-        buffers, works = [], []
-        for source, n, head in takes:
-            buffer = torch.zeros(n, dtype=torch.uint8, device=self._device or host.CPU)
-            buffers.append(buffer)
-            rest = buffer[len(head) :]
-            if head:
-                buffer[: len(head)] = self._tensor(memoryview(head))
-            if len(rest):
-                with _lost(source):
-                    works.append((self.group.recv([rest], source, 0), source))
-        for work, source in works:
+    def _begin(self, source: int, n: int) -> tuple[Any, Tensor, int]:
+        """Makes room for a message of at most n bytes; it may have fewer, and says so itself."""
+        buffer = torch.empty(n, dtype=torch.uint8, device=self._device or host.CPU)
+        with _lost(source):
+            work = self.group.recv([buffer], source, 0) if n else None
+        return work, buffer, source
+
+    def _begun(self, take: Take) -> tuple[Any, Tensor, int]:
+        coming = self._coming[take.source]
+        if coming:
+            return coming.popleft()
+        return self._begin(take.source, take.bound if self._whole(take) else self._header)
+
+    def _make_room(self, turn: Turn) -> None:
+        """Begins to receive what is coming, of each source up to what comes in two messages."""
+        over = {t.source for t in turn.takes if not self._whole(t)} | {self.rank}
+        seen: defaultdict[int, int] = defaultdict(int)
+        for take in turn.coming:
+            if take.source in over or not self._whole(take):
+                over.add(take.source)
+                continue
+            seen[take.source] += 1
+            if seen[take.source] > len(self._coming[take.source]):
+                self._coming[take.source].append(self._begin(take.source, take.bound))
+
+    def _arrived(self, work: Any, buffer: Tensor, source: int) -> memoryview:
+        if work is not None:
             self._wait(work, source)
-        return [bytes(buffer.cpu().numpy()) for buffer in buffers]
+        return buffer.cpu().numpy().data
 
     def _wait(self, work: Any, rank: int) -> None:
         self.awaited = rank

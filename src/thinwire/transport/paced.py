@@ -95,9 +95,12 @@ class PacedTransport:
     def turn(self, turn: Turn) -> list[bytes]:
         """Starts every post, waits for every take as long as the link would, in takes' order."""
         posts = tuple(self._stamp(post) for post in turn.posts)
-        takes = tuple(Take(t.source, t.bound + STAMP) for t in turn.takes)
+        takes, coming = (
+            tuple(Take(t.source, t.bound + STAMP) for t in some)
+            for some in (turn.takes, turn.coming)
+        )
         frames, due = [], []
-        for take, frame in zip(takes, self._stamped.turn(Turn(posts, takes)), strict=True):
+        for take, frame in zip(takes, self._stamped.turn(Turn(posts, takes, coming)), strict=True):
             last, clock = _STAMP.unpack_from(frame)
             if clock != self._clock:
                 raise ConfigError(
