@@ -137,7 +137,7 @@ def _read(
         room = out[first:done]
         status, a, b = np.int64(_FINE), np.int64(0), np.int64(0)
         if code == _ALL_OR_NONE:
-            if room.size not in (0, length):
+            if room.size and room.size != length:
                 return _NOT_ALL_OR_NONE, room.size, length, 0, 0
             for j in range(room.size):
                 room[j] = j

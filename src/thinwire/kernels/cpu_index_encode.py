@@ -116,7 +116,7 @@ def _choose(
         length = domains[s + 1] - domains[s]
         total += 1
         tags[s] = _ALL_OR_NONE
-        if at - first in (0, length):
+        if at == first or at - first == length:
             continue
         tags[s] = _BITMAP
         best = length

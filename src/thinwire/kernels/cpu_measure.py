@@ -6,6 +6,8 @@ summed at the same time: piece (g, c) of group g in chunk c has the slot g + c o
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -140,7 +142,7 @@ def combine(slots: Array, starts: Array, kind: Number, out: Array) -> None:
         if kind == _MAX:
             raw[g] = np.uint32(norm)
             continue
-        norm = norm if kind == L1 else np.sqrt(norm)
+        norm = norm if kind == L1 else math.sqrt(norm)
         out[g] = _FLOAT32_MAX if _FLOAT32_MAX < norm < np.inf else norm
 
 

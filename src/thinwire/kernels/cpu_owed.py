@@ -200,9 +200,8 @@ def owe(owed: Owed) -> torch.Tensor:
     """Agrees bit for bit with `reference.owe`."""
     checks.check_owed(owed)
     out = host.empty(len(owed))
-    u = out.numpy()
     with read(owed) as source:
-        each_stretch(len(owed), lambda low, high: _load_all(source, low, high, u))
+        each_stretch(len(owed), lambda low, high: _load_all(source, low, high, out.numpy()))
     return out
 
 

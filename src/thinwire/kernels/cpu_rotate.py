@@ -7,6 +7,8 @@ The pieces of a stage touch none of each other's entries: threads share them.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -100,7 +102,7 @@ def _rotate_blocks(
         while edges[g + 1] <= number:
             g += 1
         size = out_starts[g + 1] - out_starts[g]
-        factor = np.float32(1.0 / np.sqrt(np.float64(size)))
+        factor = np.float32(1.0 / math.sqrt(np.float64(size)))
         inside = (number - edges[g]) * _BLOCK
         at = out_starts[g] + inside
         block = out[at : at + min(_BLOCK, size)]

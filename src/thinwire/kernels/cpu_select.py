@@ -7,6 +7,7 @@ too many), the group is selected by radix as a whole: slower, and never wrong.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,8 @@ _WHOLE = 256
 def _expect(n: Number, k: Number, drawn: Number) -> Number:
     """Returns which rank in a sample bounds the k largest of n, and the candidates to expect."""
     share = k * (drawn / n)
-    rank = np.int64(np.ceil(share + 4 * np.sqrt(share) + 4))
-    most = np.int64(1.5 * (rank + 4 * np.sqrt(np.float64(rank))) * n / drawn) + 64
+    rank = np.int64(math.ceil(share + 4 * math.sqrt(share) + 4))
+    most = np.int64(1.5 * (rank + 4 * math.sqrt(np.float64(rank))) * n / drawn) + 64
     return rank, min(n, max(most, 2 * k))
 
 
@@ -55,11 +56,12 @@ def _bounds(
     histogram = np.empty(1 << 16, np.int64)
     for g in range(counts.size):
         n, k = starts[g + 1] - starts[g], counts[g]
-        bounds[g], most[g] = (np.uint32(0), n) if k else (_EVERY_BIT, 0)
+        bounds[g] = np.uint32(0) if k else _EVERY_BIT
+        most[g] = n if k else 0
         # As many as hold about 64 of the k largest, where those are few.
         lines = min(_LINES, n // (8 * _DRAWN), 64 * n // (_DRAWN * max(k, 1)) + 1)
         rank, expected = _expect(max(n, 1), k, max(1, lines * _DRAWN))
-        if k in (0, n) or n <= _WHOLE or rank >= lines * _DRAWN:
+        if not 0 < k < n or n <= _WHOLE or rank >= lines * _DRAWN:
             continue
         drawn = sample[: lines * _DRAWN]
         stride = n // lines
@@ -68,11 +70,11 @@ def _bounds(
             if not plain.size:
                 fetch(owed, at + min(_EARLY, lines - 1 - line) * stride)
             room = drawn[line * _DRAWN : (line + 1) * _DRAWN]
-            if plain.size:
-                room[:] = plain[at : at + _DRAWN]
-            else:
+            if not plain.size:
                 load(owed, at, values)
-                room[:] = values.view(np.uint32)
+            given = plain[at : at + _DRAWN] if plain.size else values.view(np.uint32)
+            for j in range(_DRAWN):
+                room[j] = given[j]
         bounds[g], _, _ = threshold(drawn, _MAGNITUDE, rank, histogram)
         most[g] = expected
 
