@@ -73,6 +73,7 @@ class Setting:
     compressor: Any
     outer: Any = field(default_factory=lambda: tw.Nesterov(lr=0.7, momentum=0.5))
     mean: str = "quorum"
+    watch: tw.Watch = field(default_factory=tw.Watch)
     gives_up: int = 0
     """Who of those that wait for what never comes hears of it first: 0 or -1, by rank."""
 
@@ -124,7 +125,7 @@ class Group:
         s = self.setting
         optimizer = LocalSGD(
             [params], inner, compressor=s.compressor, exchange=s.exchange, outer=s.outer,
-            group=elastic, ledger=Ledger(),
+            group=elastic, ledger=Ledger(), watch=s.watch,
         )  # fmt: skip
         life = Life(number, optimizer, elastic, params, elastic.joining(optimizer), len(self.lives))
         self.record(life)

@@ -63,6 +63,23 @@ def test_no_fault_at_any_yield_of_three_does_harm(what: str) -> None:
     assert run_all(SETTINGS["gather"], 3, [(what, None)]) >= 30
 
 
+COMPARED = replace(SETTINGS["gather"], watch=tw.Watch(compare=1))
+
+
+def test_no_fault_where_replicas_are_compared_does_harm() -> None:
+    assert run_all(COMPARED, 2) > run_all(SETTINGS["gather"], 2)
+
+
+def test_replicas_that_part_between_two_quorums_are_found_and_named() -> None:
+    group = Group(replace(COMPARED, watch=tw.Watch(compare=4)), 3, [])
+    group.run(2)
+    group.lives[1].optimizer.hold()[0].anchor[3] += 1
+    group.run(4)
+    with pytest.raises(tw.DivergedError, match=r"rank 1.*anchor") as found:
+        group.run(5)
+    assert found.value.ranks == [1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("N", [1, 2])
 @pytest.mark.parametrize("name", SETTINGS)

@@ -44,6 +44,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
     "decode": lambda: cpu.decode(CODES, 4, STARTS, LOWS, STEPS),
     "accumulate_codes": added,
     "topk": lambda: cpu.topk(V, STARTS, COUNTS),
+    "topk of equals": lambda: cpu.topk(torch.ones(N), STARTS, COUNTS),
     "randk": lambda: cpu.randk(STARTS, COUNTS, KEY),
     "hadamard": lambda: cpu.hadamard(V, STARTS, PADDED, KEY, False),
     "hadamard back": lambda: cpu.hadamard(TURNED, STARTS, PADDED, KEY, True),

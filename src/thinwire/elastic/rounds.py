@@ -163,6 +163,9 @@ class Elastic(Member):
             outer = cast(Outer, Scaled(outer, n / self.N))
         worker.sit(members.index(rank), n, run)
         try:
+            every = worker.watch.compare
+            if every and worker.round and worker.round % every == 0:
+                yield from among(worker.compare_talk(), members)
             state, _ = worker.hold()
             delta = state.anchor - worker.progress(state.anchor)
             tried = yield from among(worker.try_round(called, outer), members)

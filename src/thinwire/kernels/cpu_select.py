@@ -138,8 +138,8 @@ def _compact(
 
 @kernel
 def _finish(
-    plain: Array, owed: Any, starts: Array, counts: Array, owner: Array, offsets: Array,
-    index: Array, raw: Array, found: Array, out: Array, values: Array,
+    plain: Array, owed: Any, starts: Array, counts: Array, bounds: Array, owner: Array,
+    offsets: Array, index: Array, raw: Array, found: Array, out: Array, values: Array,
 ) -> None:  # fmt: skip
     histogram = np.empty(1 << 16, np.int64)
     bits = values.view(np.uint32)
@@ -153,6 +153,9 @@ def _finish(
         begin, m, complete, p = gathered(g, p, owner, offsets, index, raw, found)
         if k == 0:
             continue
+        if complete and m >= 2 * k:
+            # Of equal ones each piece has kept as many as could be chosen; the first of them are.
+            m = _drop_equal(bounds[g], k, m, index[begin:], raw[begin:])
         if complete and m >= k:
             collect(raw[begin : begin + m], _MAGNITUDE, k, histogram, 0, chosen)
             for j in range(k):
@@ -188,7 +191,7 @@ def _select(
         _compact(*given, first, last, index, raw, found)
 
     each_stretch(n, compact)
-    given = plain, owed, cuts, kept, owner, offsets
+    given = plain, owed, cuts, kept, bounds, owner, offsets
     _finish(*given, index, raw, found, out.numpy(), values.numpy())
     return out, values
 
