@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from thinwire import units
-from thinwire.cli.signals import Interrupted, heeded, held
+from thinwire.cli.signals import ended, held
 from thinwire.errors import ConfigError, ThinwireError
 from thinwire.link import Link
 
@@ -316,30 +316,25 @@ def main() -> int:
     run.add_argument("script", nargs=argparse.REMAINDER, metavar="-- SCRIPT ...")
     commands.add_parser("sweep", help="remove what a lab that was killed has left")
     said = parser.parse_args()
-    try:
-        with heeded():
-            if said.command == "sweep":
-                print("\n".join(f"removed {name}" for name in sweep()) or "nothing was left")
-                return 0
-            script = [word for word in said.script if word != "--"]
-            if not script:
-                raise ConfigError("nothing to run; write: lab.py run --hosts 4 -- train.py")
-            environment = {}
-            if said.delay is not None:
-                units.seconds(said.delay)
-                environment["NETLAB_DELAY"] = said.delay
-                print(f"delay {said.delay}: by the paced link of programs that ask line()")
-            rate = None if said.rate == "unlimited" else units.rate(said.rate)
-            with Lab(said.hosts, rate) as lab:
-                traffic = lab.job(script, environment, torchrun=not said.plain)
-            print("\n".join(traffic.lines()))
-    except Interrupted as stop:
-        print(f"netlab: {'; '.join(stop.notes)}; all hosts are removed", file=sys.stderr)
-        return stop.code
-    except ThinwireError as error:
-        print(f"netlab: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def work() -> None:
+        if said.command == "sweep":
+            print("\n".join(f"removed {name}" for name in sweep()) or "nothing was left")
+            return
+        script = [word for word in said.script if word != "--"]
+        if not script:
+            raise ConfigError("nothing to run; write: lab.py run --hosts 4 -- train.py")
+        environment = {}
+        if said.delay is not None:
+            units.seconds(said.delay)
+            environment["NETLAB_DELAY"] = said.delay
+            print(f"delay {said.delay}: by the paced link of programs that ask line()")
+        rate = None if said.rate == "unlimited" else units.rate(said.rate)
+        with Lab(said.hosts, rate) as lab:
+            traffic = lab.job(script, environment, torchrun=not said.plain)
+        print("\n".join(traffic.lines()))
+
+    return ended("netlab", work, "all hosts are removed")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rounds import ALL_REDUCE
 
 from thinwire import units
 from thinwire.cli.output import write_atomically
-from thinwire.cli.signals import Interrupted, heeded
+from thinwire.cli.signals import ended
 from thinwire.errors import ThinwireError
 
 HOSTS = 4
@@ -51,11 +51,14 @@ def on_loopback(arguments: list[str]) -> Results:
     with tempfile.TemporaryDirectory(prefix="rounds-") as folder:
         out = Path(folder) / "out.json"
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(HOSTS)]
-        subprocess.run(
-            [sys.executable, *launch, str(ROUNDS), *arguments, "--out", str(out)],
-            env={**os.environ, **QUIET, "GLOO_SOCKET_IFNAME": "lo"},
-            check=True,
-        )  # fmt: skip
+        try:
+            subprocess.run(
+                [sys.executable, *launch, str(ROUNDS), *arguments, "--out", str(out)],
+                env={**os.environ, **QUIET, "GLOO_SOCKET_IFNAME": "lo"},
+                check=True,
+            )  # fmt: skip
+        except subprocess.CalledProcessError as error:
+            raise ThinwireError(str(error)) from None
         found: Results = json.loads(out.read_text())
         return found
 
@@ -114,21 +117,16 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/netlab"))
     said = parser.parse_args()
     common = ["--params", str(said.params), "--rounds", str(said.rounds), "--apart"]
-    try:
-        with heeded():
-            shaped = in_lab([*common, "--methods", *SHAPED], RATE)
-            loopback = on_loopback([*common, "--methods", *LOOPBACK])
-            said.runs.mkdir(parents=True, exist_ok=True)
-            text = table(shaped, loopback)
-            write_atomically(said.runs / "lines.md", text.encode())
-            print(text)
-    except Interrupted as stop:
-        print(f"lines: {'; '.join(stop.notes)}", file=sys.stderr)
-        return stop.code
-    except (ThinwireError, subprocess.CalledProcessError) as error:
-        print(f"lines: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def work() -> None:
+        shaped = in_lab([*common, "--methods", *SHAPED], RATE)
+        loopback = on_loopback([*common, "--methods", *LOOPBACK])
+        said.runs.mkdir(parents=True, exist_ok=True)
+        text = table(shaped, loopback)
+        write_atomically(said.runs / "lines.md", text.encode())
+        print(text)
+
+    return ended("lines", work)
 
 
 if __name__ == "__main__":

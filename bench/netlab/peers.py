@@ -30,7 +30,7 @@ from tasks import task
 
 from thinwire import units
 from thinwire.cli.output import machine, write_atomically
-from thinwire.cli.signals import Interrupted, heeded
+from thinwire.cli.signals import ended
 from thinwire.errors import ConfigError, ThinwireError
 
 HOSTS = 4
@@ -206,31 +206,26 @@ def main() -> int:
     for option in ("all", "quick", "list", "quality"):
         what.add_argument(f"--{option}", action="store_true")
     said = parser.parse_args()
-    try:
-        with heeded():
-            unknown = [name for name in said.peers or () if name not in PEERS]
-            if unknown:
-                raise ConfigError(f"no peer {unknown[0]!r}; choose from {', '.join(PEERS)}")
-            for rate in said.rates or ():
-                units.rate(rate)
-            if said.quick:
-                said.runs.mkdir(parents=True, exist_ok=True)
-            for name in said.tasks:
-                task(name, said.data)
-            # What is missing of any task is said before the first is run.
-            for bench in [Bench(said, name) for name in said.tasks]:
-                _task(bench, said)
-            if said.all:
-                target = said.results or Path(__file__).with_name("RESULTS.md")
-                write(target, said.runs)
-                print(f"written: {target}")
-    except Interrupted as stop:
-        print(f"peers: {'; '.join(stop.notes)}; the cells so far are kept", file=sys.stderr)
-        return stop.code
-    except ThinwireError as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def work() -> None:
+        unknown = [name for name in said.peers or () if name not in PEERS]
+        if unknown:
+            raise ConfigError(f"no peer {unknown[0]!r}; choose from {', '.join(PEERS)}")
+        for rate in said.rates or ():
+            units.rate(rate)
+        if said.quick:
+            said.runs.mkdir(parents=True, exist_ok=True)
+        for name in said.tasks:
+            task(name, said.data)
+        # What is missing of any task is said before the first is run.
+        for bench in [Bench(said, name) for name in said.tasks]:
+            _task(bench, said)
+        if said.all:
+            target = said.results or Path(__file__).with_name("RESULTS.md")
+            write(target, said.runs)
+            print(f"written: {target}")
+
+    return ended("peers", work, "the cells so far are kept")
 
 
 def _task(bench: Bench, said: argparse.Namespace) -> None:

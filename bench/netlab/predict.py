@@ -20,8 +20,7 @@ from rounds import METHODS
 
 from thinwire import units
 from thinwire.cli.output import write_atomically
-from thinwire.cli.signals import Interrupted, heeded
-from thinwire.errors import ThinwireError
+from thinwire.cli.signals import ended
 from thinwire.flat import Spans
 from thinwire.link import Link
 from thinwire.virtual import Compute, Method, Sizes, run_sizes
@@ -75,19 +74,14 @@ def main() -> int:
     if said.published:
         print(published())
         return 0
-    try:
-        with heeded():
-            said.runs.mkdir(parents=True, exist_ok=True)
-            text = table(said)
-            write_atomically(said.runs / "predict.md", text.encode())
-            print(text)
-    except Interrupted as stop:
-        print(f"predict: {'; '.join(stop.notes)}; the rates so far are kept", file=sys.stderr)
-        return stop.code
-    except ThinwireError as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def work() -> None:
+        said.runs.mkdir(parents=True, exist_ok=True)
+        text = table(said)
+        write_atomically(said.runs / "predict.md", text.encode())
+        print(text)
+
+    return ended("predict", work, "the rates so far are kept")
 
 
 def table(said: argparse.Namespace) -> str:

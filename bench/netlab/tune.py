@@ -32,8 +32,7 @@ from torch import Tensor, nn
 
 import thinwire as tw
 from thinwire.cli.output import write_atomically
-from thinwire.cli.signals import Interrupted, heeded
-from thinwire.errors import ThinwireError
+from thinwire.cli.signals import ended
 
 N = 4
 MOST = 1536
@@ -297,24 +296,19 @@ def main() -> int:
     parser.add_argument("--table", action="store_true")
     said = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        with heeded():
-            if not said.table:
-                what = task(said.task, said.data)
-                said.out.mkdir(parents=True, exist_ok=True)
-                if said.finalists:
-                    finalists(what, said)
-                for shape, full in () if said.finalists else grid(said.task):
-                    if not said.families or shape["family"] in said.families:
-                        tune(what, shape, full, said)
-            print(table(read(said.out, said.task)))
-    except Interrupted as stop:
-        print(f"tune: {'; '.join(stop.notes)}; the cells so far are kept", file=sys.stderr)
-        return stop.code
-    except ThinwireError as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def work() -> None:
+        if not said.table:
+            what = task(said.task, said.data)
+            said.out.mkdir(parents=True, exist_ok=True)
+            if said.finalists:
+                finalists(what, said)
+            for shape, full in () if said.finalists else grid(said.task):
+                if not said.families or shape["family"] in said.families:
+                    tune(what, shape, full, said)
+        print(table(read(said.out, said.task)))
+
+    return ended("tune", work, "the cells so far are kept")
 
 
 if __name__ == "__main__":

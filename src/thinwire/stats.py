@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any
 
 from thinwire.transport.base import Answer, Ask, Reduce, Turn
-from thinwire.wire.frame import BUFFER_PART, REPAIR_PART, Kind
+from thinwire.wire.frame import BUFFER_PART, REPAIR_PART, Kind, part_of
 
 REPAIR = "REPAIR"
 UP = (*(k.name for k in (Kind.SAID, Kind.ALARM, Kind.SILENCE, Kind.PLEA, Kind.NUMBER)), REPAIR)
@@ -104,7 +104,7 @@ def kind_of(frame: bytes) -> str:
     """Returns a frame's kind by name, or "LOST" (none came), "BUFFERS" or "REPAIR" by its part."""
     if not frame:
         return LOST
-    part = int.from_bytes(frame[14:16], "little")
+    part = part_of(frame)
     if part in PARTS:
         return PARTS[part]
     return Kind(frame[3]).name if frame[3] in Kind._value2member_map_ else "UNKNOWN"

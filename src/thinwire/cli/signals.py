@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from thinwire.errors import ThinwireError
 
 STOPS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -33,6 +36,26 @@ def heeded() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ended(name: str, work: Callable[[], None], kept: str = "") -> int:
+    """Does a program's work and returns its exit code; what stopped it is said in one sentence.
+
+    Args:
+        name: of the program.
+        work: what it does.
+        kept: what is to be said where it was interrupted.
+    """
+    try:
+        with heeded():
+            work()
+    except Interrupted as stop:
+        print(f"{name}: {'; '.join([*stop.notes, kept] if kept else stop.notes)}", file=sys.stderr)
+        return stop.code
+    except ThinwireError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from thinwire.exchange.base import Exchange, Here, Memory, Talk
 from thinwire.exchange.consensus import agreed_mean
 from thinwire.exchange.feedback import NoFeedback
 from thinwire.exchange.ring import Ring
-from thinwire.exchange.segments import Trouble, cut
+from thinwire.exchange.segments import Trouble, relayed
 from thinwire.flat import Spans
-from thinwire.transport.base import Answer, Ask, Post, Take, turn
+from thinwire.transport.base import Answer, Ask, Post
 from thinwire.value import whole
 
 COIN = 3
@@ -68,7 +68,7 @@ class Marsit(Exchange):
             exact = Ring("two-phase", NoFeedback())
             dense = replace(here, compressor=Identity())
             direction, _ = yield from exact.round(anchor, u, {}, dense)
-            return direction, {"residual": torch.zeros_like(u)}
+            return direction, {"residual": here.zeros()}
         trouble = Trouble(here)
         trouble.own(u)
         own = float(u.double().abs().sum()) / max(1, here.spans.d)
@@ -82,26 +82,27 @@ class Marsit(Exchange):
         N, r, table = here.N, here.rank, kernels.active(u.device)
         right, left = (r + 1) % N, (r - 1) % N
         bits = torch.zeros(len(u), dtype=torch.int32, device=u.device)
+        pieces, takes = relayed(here, PIECE)
         for hop in range(N):
-            for piece in cut(here, (r - hop) % N, PIECE):
+            for piece in pieces[(r - hop) % N]:
                 own = u[piece.low : piece.high]
                 packed, _ = table.signs(own, host.ints([0, len(own)]))
                 b = table.unpack(packed, len(own), 1)
                 if hop:
-                    (frame,) = yield from turn(takes=(Take(left, piece.bound),))
+                    (frame,) = yield from takes.turn(1)
                     v = trouble.hear_bits(frame, piece, left)
                     coins = table.words(len(b), piece.here.key.draw(COIN).words)
                     b = torch.where(coins * (hop + 1) < 1 << 32, b, v)
                 bits[piece.low : piece.high] = b
                 if N > 1:
                     frame = trouble.speak_bits(b, piece)
-                    yield from turn((Post(right, frame, piece.bound),))
+                    yield from takes.turn(0, (Post(right, frame, piece.bound),))
         for hop in range(N - 1):
             segment = (r - hop) % N
-            for piece in cut(here, segment, PIECE):
-                (frame,) = yield from turn(takes=(Take(left, piece.bound),))
+            for piece in pieces[segment]:
+                (frame,) = yield from takes.turn(1)
                 owner = (segment - 1) % N
                 bits[piece.low : piece.high] = trouble.hear_bits(frame, piece, owner)
                 if hop < N - 2:
-                    yield from turn((Post(right, frame, piece.bound),))
+                    yield from takes.turn(0, (Post(right, frame, piece.bound),))
         return bits

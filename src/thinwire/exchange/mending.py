@@ -21,7 +21,7 @@ from torch import Tensor
 from thinwire import host
 from thinwire.exchange.base import Here, Memory
 from thinwire.wire.body import as_bytes
-from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, seal
+from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, part_of, seal
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Mending:
 
     def is_told(self, frame: bytes) -> bool:
         """Returns whether that frame of a neighbour should hold its replica."""
-        return self.awaits and int.from_bytes(frame[14:16], "little") == REPAIR_PART
+        return self.awaits and part_of(frame) == REPAIR_PART
 
     def after(self, missed: bool, mended: bool, pleas: tuple[int, ...]) -> Memory:
         """Returns what to remember of it for the next round.

@@ -13,9 +13,9 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
@@ -29,7 +29,7 @@ from thinwire.exchange.feedback import (
     say,
 )
 from thinwire.exchange.hear import divisor, hear, heard
-from thinwire.exchange.segments import Takes, Trouble, cut, place
+from thinwire.exchange.segments import Takes, Trouble, cut, place, relayed
 from thinwire.flat import Spans
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.value import of_kind, one_of
@@ -135,10 +135,8 @@ class Ring(Exchange):
     def _ring(self, u: Tensor, here: Here) -> Summed:
         N, r = here.N, here.rank
         right, left = (r + 1) % N, (r - 1) % N
-        e, direction = torch.empty_like(u), torch.empty_like(u)
-        pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
-        hops = [*range(1, N), *range(N - 1)]
-        takes = Takes(Take(left, p.bound) for hop in hops for p in pieces[(r - hop) % N])
+        e, direction = (host.empty(len(u), device=u.device) for _ in range(2))
+        pieces, takes = relayed(here, self.pipeline)
         trouble = Trouble(here)
         trouble.own(u)
         for hop in range(N):
@@ -167,7 +165,7 @@ class Ring(Exchange):
 
     def _two_phase(self, u: Tensor, here: Here) -> Summed:
         N, r = here.N, here.rank
-        e, direction = torch.empty_like(u), torch.empty_like(u)
+        e, direction = (host.empty(len(u), device=u.device) for _ in range(2))
         trouble = Trouble(here)
         trouble.own(u)
         others = [(r + hop) % N for hop in range(1, N)]

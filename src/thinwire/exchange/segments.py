@@ -67,6 +67,18 @@ class Takes:
         return (yield from turn(posts, now, tuple(islice(self._left, AHEAD))))
 
 
+def relayed(here: Here, pipeline: int) -> tuple[list[list[Piece]], Takes]:
+    """Returns the pieces of each segment, and all that comes from the left in two laps of a ring.
+
+    In the first lap a worker begins with its own segment and takes the others' as they are summed,
+    in the second it takes each as it is in the end.
+    """
+    pieces = [list(cut(here, segment, pipeline)) for segment in range(here.N)]
+    left, hops = (here.rank - 1) % here.N, [*range(1, here.N), *range(here.N - 1)]
+    segments = [pieces[(here.rank - hop) % here.N] for hop in hops]
+    return pieces, Takes(Take(left, piece.bound) for segment in segments for piece in segment)
+
+
 def cut(here: Here, segment: int, pipeline: int) -> Iterator[Piece]:
     """Yields the pieces of a segment, each of at most `pipeline` entries; at least one.
 

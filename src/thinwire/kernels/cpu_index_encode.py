@@ -48,7 +48,7 @@ def _quotients(index: Array, before: Number, b: Number) -> Number:
 
 @kernel
 def _parameter(index: Array, start: Number, length: Number) -> Number:
-    """Returns the least parameter, from 0 to 31, of the shortest Golomb-Rice stream."""
+    """Returns the least parameter, 0 to 31, of the shortest Golomb-Rice stream, and its bits."""
     # Going from b to b + 1 saves the sum of (gap >> b) - (gap >> b + 1) bits, which falls as b
     # grows, and costs k: the size is convex in b, so the first minimum downhill is the one.
     k = index.size
@@ -59,12 +59,12 @@ def _parameter(index: Array, start: Number, length: Number) -> Number:
         less, same, more = _quotients(index, start - 1, b)
         if less <= same + k:
             if b == 1:
-                return 0
+                return 0, less + k
         elif more + k < same:
             if b == 30:
-                return 31
+                return 31, more + 32 * k
         else:
-            return b
+            return b, same + (1 + b) * k
         b += 1 if more + k < same else -1
 
 
@@ -77,10 +77,8 @@ def _rice_bits(index: Array, before: Number, b: Number) -> Number:
 
 
 @kernel
-def _rice_size(index: Array, start: Number, b: Number, sizes: Array) -> Number:
-    """Returns the bits of a Golomb-Rice stream, and notes the bytes of its pieces if it has any."""
-    if index.size <= _PIECE:
-        return _rice_bits(index, start - 1, b)
+def _pieces_size(index: Array, start: Number, b: Number, sizes: Array) -> Number:
+    """Returns the bits of a long Golomb-Rice stream, and notes the bytes of its pieces."""
     total = 0
     before = start - 1
     for first in range(0, index.size, _PIECE):
@@ -123,8 +121,9 @@ def _choose(
         if fixed < best:
             tags[s] = _FIXED
             best = fixed
-        b = _parameter(index[first:at], domains[s], length)
-        bits = _rice_size(index[first:at], domains[s], b, sizes[left:])
+        b, bits = _parameter(index[first:at], domains[s], length)
+        if at - first > _PIECE:
+            bits = _pieces_size(index[first:at], domains[s], b, sizes[left:])
         if bits < best:
             tags[s] = _RICE | b << 3
             best = bits

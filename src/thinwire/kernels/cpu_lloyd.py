@@ -11,7 +11,7 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import block_bytes, get_block, put_block
-from thinwire.kernels.cpu_measure import total
+from thinwire.kernels.cpu_measure import next_piece, total
 from thinwire.kernels.numba_support import Array, Number, array, group_of, kernel
 from thinwire.kernels.parallel import each_stretch
 
@@ -60,10 +60,8 @@ def _split_stretch(
     g = group_of(starts, low)
     at = low
     while at < high:
-        while starts[g + 1] <= at:
-            g += 1
+        g, upto = next_piece(starts, g, at, high)
         chunk = at // _CHUNK
-        upto = min(high, starts[g + 1], (chunk + 1) * _CHUNK)
         a, b, many = _split(v[at:upto], at, t[g], lanes)
         slots[g + chunk, 0] = a
         slots[g + chunk, 1] = b

@@ -109,6 +109,14 @@ def add_up(a: Array, first: Number, squared: Number, lanes: Array) -> None:
 
 
 @kernel
+def next_piece(starts: Array, g: Number, at: Number, high: Number) -> Number:
+    """Returns the group from g on that holds a position, and where its piece of a chunk ends."""
+    while starts[g + 1] <= at:
+        g += 1
+    return g, min(high, starts[g + 1], (at // _CHUNK + 1) * _CHUNK)
+
+
+@kernel
 def _measure(
     v: Array, bits: Array, starts: Array, kind: Number, low: Number, high: Number, slots: Array
 ) -> None:
@@ -116,10 +124,8 @@ def _measure(
     g = group_of(starts, low)
     at = low
     while at < high:
-        while starts[g + 1] <= at:
-            g += 1
+        g, upto = next_piece(starts, g, at, high)
         chunk = at // _CHUNK
-        upto = min(high, starts[g + 1], (chunk + 1) * _CHUNK)
         if kind == _MAX:
             slots[g + chunk] = np.float64(largest_magnitude(bits[at:upto]))
         else:
@@ -167,10 +173,8 @@ def _extrema(v: Array, starts: Array, low: Number, high: Number, slots: Array) -
     g = group_of(starts, low)
     at = low
     while at < high:
-        while starts[g + 1] <= at:
-            g += 1
+        g, upto = next_piece(starts, g, at, high)
         chunk = at // _CHUNK
-        upto = min(high, starts[g + 1], (chunk + 1) * _CHUNK)
         a = v[at:upto]
         least[:] = a[0]
         most[:] = a[0]

@@ -16,7 +16,7 @@ from thinwire.runs.log import RunLog
 from thinwire.shell import LocalSGD
 from thinwire.stats import UP, kind_of
 from thinwire.wire.body import Reader
-from thinwire.wire.frame import BUFFER_PART, HEADER, Kind
+from thinwire.wire.frame import BUFFER_PART, HEADER, Kind, part_of
 from thinwire.wire.sections import CLASSES, sections
 
 PAYLOADS = (Kind.SAID.name, Kind.PLEA.name)
@@ -88,7 +88,7 @@ class Measured:
             self._staleness = head.version - head.since - head.taken
 
     def _sections(self, frame: bytes, kind: str) -> dict[str, int]:
-        o, part = self._optimizer, int.from_bytes(frame[14:16], "little")
+        o, part = self._optimizer, part_of(frame)
         told = None
         if kind in PAYLOADS and part != BUFFER_PART:
             told = o.exchange.told(o.compressor, o.spans, o.place[1], part)

@@ -111,6 +111,11 @@ def length(header: bytes) -> int:
     return HEADER + int(low) + (int(high) << 32)
 
 
+def part_of(frame: bytes) -> int:
+    """Returns the part that bytes of a header say, 0 where they are too few; nothing is checked."""
+    return int.from_bytes(frame[14:16], "little")
+
+
 def address_of(frame: bytes) -> Address:
     """Returns the address that a frame says it is of; nothing else of it is looked at.
 
