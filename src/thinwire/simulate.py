@@ -9,6 +9,7 @@ from thinwire.errors import ConfigError
 from thinwire.exchange.driver import lockstep
 from thinwire.shell import LocalSGD
 from thinwire.transport import Answer, Ask
+from thinwire.wire.body import decoded_once
 
 R = TypeVar("R")
 
@@ -60,4 +61,5 @@ class LockStep:
 
     def run(self, talks: Sequence[Generator[Ask, Answer, R]]) -> list[R]:
         """Runs one talk of each worker, in rank order, and returns what they return."""
-        return lockstep(talks, self._observers)
+        with decoded_once():
+            return lockstep(talks, self._observers)

@@ -88,6 +88,20 @@ def test_tables_and_goals_say_what_was_measured() -> None:
     assert any("MISSED" in g for g in goals)
 
 
+def test_two_seeds_choose_a_step_size_and_all_of_them_measure_it() -> None:
+    asked: set[tuple[float, int]] = set()
+
+    def look(setting: Setting) -> dict[str, object]:
+        asked.add((setting.step_size, setting.seed))
+        best = setting.step_size == 0.75
+        return {"step": 8, "bits": 1e6 if best else 2e6, "uplink": 1e3, "reached": True}
+
+    (scheme,) = [s for s in SCHEMES if s.name == "SignTopK, H=4"]
+    (line,) = mnist_table.rows([scheme], range(5), 100, look)["b"]
+    assert (line.step_size, line.seeds) == (0.75, 5)
+    assert {seed for c, seed in asked if c == 1.5} == {0, 1}
+
+
 @pytest.mark.slow
 def test_one_command_draws_every_figure_and_a_second_does_nothing_again(
     folder: Path, tmp_path: Path
