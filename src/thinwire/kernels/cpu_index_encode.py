@@ -23,32 +23,26 @@ _PIECE = reference.PIECE
 
 
 @kernel
-def _ascends(index: Array, low: Number, high: Number) -> Number:
-    if not index.size:
-        return True
-    # Without a way out of the loop, so that it vectorises.
-    wrong = index[0] < low or index[-1] >= high
-    for j in range(1, index.size):
-        wrong |= index[j] <= index[j - 1]
-    return not wrong
-
-
-@kernel
-def _quotients(index: Array, before: Number, b: Number) -> Number:
-    """Adds up gap >> b for b - 1, b and b + 1, where b is at least 1."""
+def _sums(index: Array, before: Number, b: Number) -> Number:
+    """Adds up gap >> b for b - 1, b and b + 1, b at least 1; negative bits where one descends."""
     gap = index[0] - before - 1
-    less, same, more = gap >> (b - 1), gap >> b, gap >> (b + 1)
+    bits, less, same, more = gap, gap >> (b - 1), gap >> b, gap >> (b + 1)
+    # Without a way out of the loop, so that it vectorises.
     for j in range(1, index.size):
         gap = index[j] - index[j - 1] - 1
+        bits |= gap
         less += gap >> (b - 1)
         same += gap >> b
         more += gap >> (b + 1)
-    return less, same, more
+    return bits, less, same, more
 
 
 @kernel
-def _parameter(index: Array, start: Number, length: Number) -> Number:
-    """Returns the least parameter, 0 to 31, of the shortest Golomb-Rice stream, and its bits."""
+def _parameter(index: Array, start: Number, length: Number, sums: Array) -> Number:
+    """Returns the least parameter, 0 to 31, of the shortest Golomb-Rice stream, -1 for no order.
+
+    And the column of `sums` in which each piece has its sum of gap >> b then.
+    """
     # Going from b to b + 1 saves the sum of (gap >> b) - (gap >> b + 1) bits, which falls as b
     # grows, and costs k: the size is convex in b, so the first minimum downhill is the one.
     k = index.size
@@ -56,37 +50,38 @@ def _parameter(index: Array, start: Number, length: Number) -> Number:
     while b < 30 and k << (b + 1) < length:
         b += 1
     while True:
-        less, same, more = _quotients(index, start - 1, b)
+        less = same = more = 0
+        before = start - 1
+        for first in range(0, k, _PIECE):
+            piece = index[first : first + _PIECE]
+            bits, one, two, three = _sums(piece, before, b)
+            if bits < 0:
+                return -1, 0
+            row = sums[first // _PIECE]
+            row[0], row[1], row[2] = one, two, three
+            less, same, more = less + one, same + two, more + three
+            before = piece[-1]
         if less <= same + k:
             if b == 1:
-                return 0, less + k
+                return 0, 0
         elif more + k < same:
             if b == 30:
-                return 31, more + 32 * k
+                return 31, 2
         else:
-            return b, same + (1 + b) * k
+            return b, 1
         b += 1 if more + k < same else -1
 
 
 @kernel
-def _rice_bits(index: Array, before: Number, b: Number) -> Number:
-    total = (index[0] - before - 1) >> b
-    for j in range(1, index.size):
-        total += (index[j] - index[j - 1] - 1) >> b
-    return total + index.size * (1 + b)
-
-
-@kernel
-def _pieces_size(index: Array, start: Number, b: Number, sizes: Array) -> Number:
-    """Returns the bits of a long Golomb-Rice stream, and notes the bytes of its pieces."""
+def _rice_size(k: Number, b: Number, sums: Array, sizes: Array) -> Number:
+    """Returns the bits of a Golomb-Rice stream, and notes the bytes of a long one's pieces."""
+    if k <= _PIECE:
+        return sums[0] + k * (1 + b)
     total = 0
-    before = start - 1
-    for first in range(0, index.size, _PIECE):
-        piece = index[first : first + _PIECE]
-        size = (_rice_bits(piece, before, b) + 7) // 8
-        sizes[first // _PIECE] = size
-        total += 32 + 8 * size
-        before = piece[-1]
+    for first in range(0, k, _PIECE):
+        p = first // _PIECE
+        sizes[p] = (sums[p] + min(_PIECE, k - first) * (1 + b) + 7) // 8
+        total += 32 + 8 * sizes[p]
     return total
 
 
@@ -98,6 +93,7 @@ def _choose(
 
     `sizes` are the bytes of the pieces of all long Golomb-Rice streams.
     """
+    sums = np.empty((index.size // _PIECE + 1, 3), np.int64)
     left = 0
     at = 0
     g = 0
@@ -106,28 +102,32 @@ def _choose(
         first = at
         fixed = 0
         while g < counts.size and starts[g + 1] <= domains[s + 1]:
-            if not _ascends(index[at : at + counts[g]], starts[g], starts[g + 1]):
-                return -1
+            if counts[g]:
+                if index[at] < starts[g] or index[at + counts[g] - 1] >= starts[g + 1]:
+                    return -1
             fixed += counts[g] * width_of(starts[g + 1] - starts[g])
             at += counts[g]
             g += 1
-        length = domains[s + 1] - domains[s]
+        k, length = at - first, domains[s + 1] - domains[s]
         total += 1
         tags[s] = _ALL_OR_NONE
-        if at == first or at - first == length:
+        if k == 0:
+            continue
+        b, column = _parameter(index[first:at], domains[s], length, sums)
+        if b < 0:
+            return -1
+        if k == length:
             continue
         tags[s] = _BITMAP
         best = length
         if fixed < best:
             tags[s] = _FIXED
             best = fixed
-        b, bits = _parameter(index[first:at], domains[s], length)
-        if at - first > _PIECE:
-            bits = _pieces_size(index[first:at], domains[s], b, sizes[left:])
+        bits = _rice_size(k, b, sums[:, column], sizes[left:])
         if bits < best:
             tags[s] = _RICE | b << 3
             best = bits
-            left += (at - first + _PIECE - 1) // _PIECE if at - first > _PIECE else 0
+            left += (k + _PIECE - 1) // _PIECE if k > _PIECE else 0
         total += (best + 7) // 8
     return total
 
