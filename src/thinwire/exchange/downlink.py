@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 
 from thinwire import host
@@ -13,7 +14,7 @@ from thinwire.exchange.base import Here
 from thinwire.exchange.hear import check_finite, mean
 from thinwire.exchange.refusal import REFUSAL_BODY, refusal
 from thinwire.keys import Key
-from thinwire.wire.body import Reader, as_bytes, pack, pack_sparse, unpack, unpack_sparse
+from thinwire.wire.body import Reader, as_bytes, once, pack, pack_sparse, unpack, unpack_sparse
 from thinwire.wire.frame import HEADER, Kind
 
 MASTER_PART = 1
@@ -83,6 +84,14 @@ def decode_reply(kind: Kind, reader: Reader, downlink: Compressor | None, here: 
     """
     if kind is Kind.REFUSAL:
         raise refusal(reader, here)
+    # What the reply says depends on the workers' keys, too, which one key stands for.
+    asked = (downlink, here.compressor, here.spans, here.key.shared(), here.N, here.device)
+    direction = once(reader, asked, lambda: _direction(reader, downlink, here), torch.clone)
+    reader.end()
+    return direction
+
+
+def _direction(reader: Reader, downlink: Compressor | None, here: Here) -> Tensor:
     form = reader.take(1, "form")[0]
     if (form == Form.COMPRESSED) != (downlink is not None) or form not in tuple(Form):
         reader.fail(f"reply form {form} does not fit downlink={downlink!r}")
@@ -90,14 +99,12 @@ def decode_reply(kind: Kind, reader: Reader, downlink: Compressor | None, here: 
         payload = unpack(reader, downlink, here.spans, master_key(here), here.device)
         direction = downlink.decompress(payload)
         check_finite(direction, here)
-    elif form == Form.DENSE:
-        direction = host.send(reader.floats(here.spans.d, "mean"), here.device)
-    elif form == Form.UNION:
-        direction = unpack_sparse(reader, here.spans.d, here.device)
-    else:
-        direction = mean([reader] * here.N, here)
-    reader.end()
-    return direction
+        return direction
+    if form == Form.DENSE:
+        return host.send(reader.floats(here.spans.d, "mean"), here.device)
+    if form == Form.UNION:
+        return unpack_sparse(reader, here.spans.d, here.device)
+    return mean([reader] * here.N, here)
 
 
 def master_key(here: Here) -> Key:

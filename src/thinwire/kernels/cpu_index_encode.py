@@ -102,9 +102,9 @@ def _choose(
         first = at
         fixed = 0
         while g < counts.size and starts[g + 1] <= domains[s + 1]:
-            if counts[g]:
-                if index[at] < starts[g] or index[at + counts[g] - 1] >= starts[g + 1]:
-                    return -1
+            last = at + counts[g] - 1
+            if counts[g] and (index[at] < starts[g] or index[last] >= starts[g + 1]):
+                return -1
             fixed += counts[g] * width_of(starts[g + 1] - starts[g])
             at += counts[g]
             g += 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from thinwire.compress import Codes, Compressor, Payload
 from thinwire.errors import FrameError
 from thinwire.flat import Spans
 from thinwire.keys import Key
+
+T = TypeVar("T")
 
 
 class Reader:
@@ -153,46 +155,60 @@ def unpack(
     Raises:
         FrameError: the bytes are no such body.
     """
-    read = _read.get()
-    if read is None:
-        return _unpack(reader, compressor, spans, key, device)
-    frame, left = reader.place
     asked = (compressor, spans, key, device)
-    known = read.get((id(frame), left))
-    if known is not None and known.asked == asked:
-        reader.take(known.used, "body")
-        return known.payload
-    payload = _unpack(reader, *asked)
-    read[id(frame), left] = _Read(frame, asked, payload, left - len(reader))
-    if len(read) > _MOST_READ:
-        read.popitem(last=False)
-    return payload
+    return once(reader, asked, lambda: _unpack(reader, *asked))
+
+
+def once(
+    reader: Reader, asked: object, read: Callable[[], T], copy: Callable[[T], T] = lambda x: x
+) -> T:
+    """Returns what is read from where the reader stands; within `decoded_once`, once for all.
+
+    Args:
+        reader: is moved past what is read.
+        asked: all that the result depends on beside the bytes.
+        read: reads it with the reader.
+        copy: makes a worker's own of what another has read, where workers write to it.
+    """
+    known = _known.get()
+    if known is None:
+        return read()
+    frame, left = reader.place
+    found = known.get((id(frame), left))
+    if found is not None and found.asked == asked:
+        reader.take(found.used, "body")
+        return copy(found.value)
+    value = read()
+    known[id(frame), left] = _Known(frame, asked, copy(value), left - len(reader))
+    if len(known) > _MOST_KNOWN:
+        known.popitem(last=False)
+    return value
 
 
 @contextmanager
 def decoded_once() -> Iterator[None]:
     """Within it, a body that several workers of this process hear is decoded for the first alone.
 
-    They must be handed the same object, as a simulation hands them, and get the same payload.
+    They must be handed the same object, as a simulation hands them.
     """
-    token = _read.set(OrderedDict())
+    token = _known.set(OrderedDict())
     try:
         yield
     finally:
-        _read.reset(token)
+        _known.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
+class _Known:
     frame: object
     """Kept, so that no other object takes its id."""
-    asked: tuple[Compressor, Spans, Key, torch.device]
-    payload: Payload
+    asked: object
+    value: Any
     used: int
 
 
-_MOST_READ = 2048
-_read: ContextVar[OrderedDict[tuple[int, int], _Read] | None] = ContextVar("read", default=None)
+_MOST_KNOWN = 2048
+_known: ContextVar[OrderedDict[tuple[int, int], _Known] | None] = ContextVar("known", default=None)
 
 
 def _unpack(
