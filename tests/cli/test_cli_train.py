@@ -119,8 +119,8 @@ def test_missing_and_broken_files_are_one_sentence(
         (["--workers", 301], "301 workers cannot share 300 images"),
     ],
 )
-def test_wrong_options_are_one_sentence(folder: Path, options, says: str, capsys) -> None:
-    assert run("train", "mnist", "--data", folder, *options) == 2
+def test_wrong_options_are_one_sentence(folder, options, says: str, tmp_path, capsys) -> None:
+    assert run("train", "mnist", "--data", folder, "--log", tmp_path / "log", *options) == 2
     assert says in capsys.readouterr().err
 
 
