@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from thinwire.cli.chaos_plan import KINDS, Story, plan
-from thinwire.cli.chaos_worker import calm
+from thinwire.cli.chaos_calm import calm
 from thinwire.cli.demo_train import save_digits
 
 TICK = 0.01

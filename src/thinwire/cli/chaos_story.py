@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from thinwire.cli.chaos_books import Told, measured
+from thinwire.cli.chaos_books import Told, again, measured
+from thinwire.cli.chaos_calm import calm
 from thinwire.cli.chaos_net import Hosts
 from thinwire.cli.chaos_nursery import TICK, Nursery
 from thinwire.cli.chaos_plan import DEADLINE, LINK, Event, N, Story
-from thinwire.cli.chaos_worker import STOPPED, Job, calm, run
+from thinwire.cli.chaos_worker import STOPPED, Job, run
 from thinwire.cli.demo_train import Digits
 
 LIMIT = 120.0
@@ -58,7 +59,10 @@ def play(nursery: Nursery, story: Story, data: str, folder: Path) -> dict[str, A
         "why": told.why,
     }
     if told.ended:
-        result |= measured(told, Digits(data, 0, N, story.seed), expected)
+        seen_again = expected
+        if story.kind == "elastic":
+            seen_again = nursery.aside(lambda: again(told, data), told.folder)
+        result |= measured(told, Digits(data, 0, N, story.seed), expected, seen_again)
     left = nursery.left_over()
     result["left_over"] = left
     if told.ended and not left:
