@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from thinwire.cli.chaos_calm import attended
 from thinwire.cli.chaos_net import Hosts
 from thinwire.cli.chaos_plan import ROUNDS, Event, N, Story
-from thinwire.cli.chaos_calm import attended
 from thinwire.cli.chaos_task import outcome
 from thinwire.cli.demo_train import Digits
 from thinwire.elastic.history import History
@@ -60,7 +60,7 @@ def again(told: Told, data: str) -> dict[str, Any]:
 
 
 def measured(
-    told: Told, digits: Digits, expected: dict[str, Any], seen_again: dict[str, Any]
+    told: Told, digits: Digits, expected: dict[str, Any], there: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns what a story that has ended came to.
 
@@ -68,7 +68,7 @@ def measured(
         told: the story.
         digits: of any worker.
         expected: the outcome of the calm run.
-        seen_again: the outcome of the calm run of the same attendance.
+        there: the outcome of the calm run of the same attendance.
     """
     ended = _ended(told)
     books = [end["books"] for end in ended.values()]
@@ -89,9 +89,9 @@ def measured(
         "why": told.why,
         "accuracy": end_of["accuracy"],
         "conservation_error": conservation_error(books),
-        "attended_accuracy": seen_again["accuracy"],
+        "attended_accuracy": there["accuracy"],
         "same_bits_as_calm": end_of["digest"] == expected["digest"],
-        "same_bits_as_attended": end_of["digest"] == seen_again["digest"],
+        "same_bits_as_attended": end_of["digest"] == there["digest"],
         "slowest_step": round(slowest, 2),
     }
 

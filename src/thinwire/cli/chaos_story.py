@@ -59,10 +59,10 @@ def play(nursery: Nursery, story: Story, data: str, folder: Path) -> dict[str, A
         "why": told.why,
     }
     if told.ended:
-        seen_again = expected
+        there = expected
         if story.kind == "elastic":
-            seen_again = nursery.aside(lambda: again(told, data), told.folder)
-        result |= measured(told, Digits(data, 0, N, story.seed), expected, seen_again)
+            there = nursery.aside(lambda: again(told, data), told.folder)
+        result |= measured(told, Digits(data, 0, N, story.seed), expected, there)
     left = nursery.left_over()
     result["left_over"] = left
     if told.ended and not left:
