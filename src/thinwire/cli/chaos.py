@@ -69,10 +69,10 @@ def chaos(
     typer.echo(f"Log: {run.file}")
     bad = [result for result in results if problem(result)]
     if bad:
-        again = " ".join([*(f"--kind {k}" for k in kind or []), "--namespaces" * namespaces])
+        again = ["thinwire chaos --stories 1", f"--seed {seed} --first {bad[0]['story']}"]
+        again += [f"--kind {name}" for name in kind or []] + ["--namespaces"] * namespaces
         raise ThinwireError(
-            f"story {bad[0]['story']}: {problem(bad[0])}; replay it with "
-            f"`thinwire chaos --stories 1 --seed {seed} --first {bad[0]['story']} {again}`"
+            f"story {bad[0]['story']}: {problem(bad[0])}; replay it with `{' '.join(again)}`"
         )
     off = [balance.problem for balance in balances(results) if balance.problem]
     if off:
