@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from thinwire.cli.chaos_verdict import balances, problem, spread, within
+from thinwire.cli.chaos_verdict import balances, problem, show, spread, within
 
 SEEDS = [0.96, 0.962, 0.958, 0.96]
 
@@ -65,3 +65,13 @@ def test_kinds_are_balanced_by_themselves_and_without_what_did_not_end() -> None
     hung = result(ended=False, why="it hung") | {"accuracy": None}
     found = balances([result(), result(kind="sync"), hung])
     assert [(b.kind, b.stories, b.mean) for b in found] == [("sync", 1, 0), ("elastic", 1, 0)]
+
+
+def test_the_table_shows_kinds_of_which_none_ended_and_fits_a_terminal(capsys) -> None:
+    worst = result(0.95, conservation_error=1e-8, slowest_step=13.7)
+    show([worst] * 100 + [result(kind="ring", ended=False, why="it hung")])
+    said = capsys.readouterr().out
+    assert "elastic  100/100" in said
+    assert "ring         0/1" in said
+    assert "13.7 s" in said
+    assert "\u2026" not in said

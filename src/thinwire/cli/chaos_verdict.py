@@ -127,11 +127,17 @@ def show(results: Sequence[Result]) -> None:
         "kind", "ended", "accuracy", "apart", "within", "bits", "conserved", "held up",
     ):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
-    for balance in balances(results):
-        mine = [r for r in results if r["kind"] == balance.kind]
+    found = {balance.kind: balance for balance in balances(results)}
+    for kind in KINDS:
+        mine = [r for r in results if r["kind"] == kind]
         fine = [r for r in mine if r["ended"]]
+        if not fine:
+            if mine:
+                table.add_row(kind, f"0/{len(mine)}")
+            continue
+        balance = found[kind]
         table.add_row(
-            balance.kind,
+            kind,
             f"{len(fine)}/{len(mine)}",
             f"{mean(r['accuracy'] for r in fine):.1%}",
             f"{100 * balance.mean:+.2f}"
