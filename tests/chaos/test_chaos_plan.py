@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from thinwire.cli.chaos import problem
 from thinwire.cli.chaos_faults import FULL, Strikes
 from thinwire.cli.chaos_plan import FORMS, HARM, KINDS, LAST, SPOILS, Event, N, Story, plan
 from thinwire.errors import PeerLost
@@ -72,12 +71,3 @@ def test_a_full_disk_has_room_again_when_it_is_mended(tmp_path: Path) -> None:
         file.write_bytes(b"0" * (FULL + 1))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert soft == hard
-
-
-def test_what_is_wrong_with_a_result_is_said() -> None:
-    fine = {"ended": True, "why": None, "conservation_error": 1e-8, "left_over": 0}
-    assert problem(fine) is None
-    assert "hung" in str(problem({**fine, "ended": False, "why": "it hung"}))
-    assert "missing" in str(problem({**fine, "conservation_error": 2e-5}))
-    assert "missing" in str(problem({**fine, "conservation_error": float("nan")}))
-    assert "process" in str(problem({**fine, "left_over": 1}))

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from thinwire.cli.chaos_calm import attended
 from thinwire.cli.chaos_net import Hosts
 from thinwire.cli.chaos_plan import ROUNDS, Event, N, Story
-from thinwire.cli.chaos_worker import outcome
+from thinwire.cli.chaos_task import outcome
 from thinwire.cli.demo_train import Digits
 from thinwire.elastic.history import History
 from thinwire.ledger import conservation_error
@@ -51,19 +52,25 @@ class Told:
         ]
 
 
-def measured(told: Told, digits: Digits, expected: dict[str, Any]) -> dict[str, Any]:
+def again(told: Told, data: str) -> dict[str, Any]:
+    """Returns how an elastic story ends with the same workers away and nothing else amiss."""
+    ended = _ended(told)
+    history = History.from_json(next(iter(ended.values()))["history"])
+    return attended(told.story, data, told.folder, history, len(ended))
+
+
+def measured(
+    told: Told, digits: Digits, expected: dict[str, Any], there: dict[str, Any]
+) -> dict[str, Any]:
     """Returns what a story that has ended came to.
 
     Args:
         told: the story.
         digits: of any worker.
         expected: the outcome of the calm run.
+        there: the outcome of the calm run of the same attendance.
     """
-    ended = {
-        rank: torch.load(found[-1], weights_only=True)
-        for rank in range(N)
-        if (found := sorted(told.folder.glob(f"ended-{rank}-*.pt")))
-    }
+    ended = _ended(told)
     books = [end["books"] for end in ended.values()]
     anchors = [end["anchor"] for end in ended.values()]
     same = all(torch.equal(anchor, anchors[0]) for anchor in anchors)
@@ -82,8 +89,18 @@ def measured(told: Told, digits: Digits, expected: dict[str, Any]) -> dict[str, 
         "why": told.why,
         "accuracy": end_of["accuracy"],
         "conservation_error": conservation_error(books),
+        "attended_accuracy": there["accuracy"],
         "same_bits_as_calm": end_of["digest"] == expected["digest"],
+        "same_bits_as_attended": end_of["digest"] == there["digest"],
         "slowest_step": round(slowest, 2),
+    }
+
+
+def _ended(told: Told) -> dict[int, Any]:
+    return {
+        rank: torch.load(found[-1], weights_only=True)
+        for rank in range(N)
+        if (found := sorted(told.folder.glob(f"ended-{rank}-*.pt")))
     }
 
 

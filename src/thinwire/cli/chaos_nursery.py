@@ -1,6 +1,7 @@
 """`python -m thinwire.cli.chaos_nursery`: has everything loaded, and forks a story's workers.
 
-Started by `chaos` alone: a story on each line of standard input, its result on standard output.
+Started by `chaos` alone: a story on each line of standard input, its result on standard output; or
+a kind and a form, and how accurate its calm runs end.
 It has no thread, so that what it forks is sound, and whatever happens leaves no process behind.
 """
 
@@ -20,9 +21,11 @@ from typing import Any
 
 import torch
 
+from thinwire.cli.chaos_calm import calm, of_seeds
 from thinwire.cli.chaos_plan import KINDS, Story, plan
-from thinwire.cli.chaos_worker import calm
+from thinwire.cli.chaos_task import method
 from thinwire.cli.demo_train import save_digits
+from thinwire.errors import ThinwireError
 
 TICK = 0.01
 PR_SET_PDEATHSIG = 1
@@ -104,7 +107,11 @@ class Nursery:
             return 0
 
     def aside(self, work: Callable[[], dict[str, Any]], folder: Path) -> dict[str, Any]:
-        """Returns what this work returns, done in a process of its own."""
+        """Returns what this work returns, done in a process of its own.
+
+        Raises:
+            ThinwireError: it could not be done.
+        """
         file = folder / "aside.json"
 
         def write() -> int:
@@ -112,11 +119,38 @@ class Nursery:
             return 0
 
         pid = self.fork(write, folder / "aside.log")
-        while pid in self.alive:
-            self.look()
+        ended = {}
+        while pid not in ended:
+            ended = self.look()
             time.sleep(TICK)
+        if ended[pid]:
+            said = (folder / "aside.log").read_text().splitlines()
+            raise ThinwireError(f"a calm run ended with {ended[pid]}: {'; '.join(said[-1:])}")
         result: dict[str, Any] = json.loads(file.read_text())
         return result
+
+
+class Seeds:
+    """Knows how accurate calm runs of a form end; runs them when first asked.
+
+    Args:
+        nursery: forks the process that runs them.
+        data: file of the digits.
+        folder: where they may write.
+    """
+
+    def __init__(self, nursery: Nursery, data: str, folder: Path) -> None:
+        self._nursery, self._data, self._folder = nursery, data, folder
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def of(self, kind: str, form: str) -> dict[str, Any]:
+        """Returns the accuracies, one for each seed."""
+        name = repr(method(kind, form))  # kinds share exchanges
+        if name not in self._known:
+            self._known[name] = self._nursery.aside(
+                lambda: {"accuracies": of_seeds(kind, form, self._data)}, self._folder
+            )
+        return self._known[name]
 
 
 def _settle(parent: int, log: Path) -> None:
@@ -146,14 +180,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="thinwire-chaos-") as folder:
         data = str(Path(folder) / "digits.npz")
         save_digits(data, 0)
+        seeds = Seeds(nursery, data, Path(folder))
         # Loaded here, the kernels are there in every worker.
         for kind, number in zip(KINDS, range(len(KINDS)), strict=True):
             calm(plan(0, number, (kind,)), data)
         print(json.dumps({"ready": True}), flush=True)
         try:
             for line in sys.stdin:
-                story = Story.of(json.loads(line))
-                print(json.dumps(play(nursery, story, data, Path(folder))), flush=True)
+                asked = json.loads(line)
+                if "seeds_of" in asked:
+                    told = seeds.of(*asked["seeds_of"])
+                else:
+                    told = play(nursery, Story.of(asked), data, Path(folder))
+                print(json.dumps(told), flush=True)
         finally:
             nursery.end(set(nursery.alive))
 

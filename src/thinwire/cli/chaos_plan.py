@@ -13,6 +13,8 @@ DEADLINE = 3.0
 """Seconds after which a silent worker is given up."""
 FIRST, LAST = 4, ROUNDS - 8
 """Rounds in which something may happen."""
+FOR_GOOD = 0.5
+"""How likely it is that an elastic worker that dies does not come back."""
 SPOILS = 14
 """From which on snapshots may be altered."""
 
@@ -113,8 +115,9 @@ def plan(seed: int, number: int, kinds: tuple[str, ...] = KINDS, hosts: bool = F
         seconds = _lasts(what, kind, hosts, draw)
         if kind == "elastic" and what in ("kill", "exit"):
             # One of four may stay away for good; a second would leave no majority that could.
-            seconds = seconds if gone else 0.0
-            gone = True
+            stays_away = not gone and draw.random() < FOR_GOOD
+            seconds = 0.0 if stays_away else seconds
+            gone = gone or stays_away
         events.append(Event(what, draw.randrange(N), round, draw.randrange(6), seconds))
     return Story(number, draw.randrange(1 << 20), kind, form, _spared(events), hosts)
 

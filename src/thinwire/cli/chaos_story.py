@@ -10,12 +10,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from thinwire.cli.chaos_books import Told, measured
+from thinwire.cli.chaos_books import Told, again, measured
+from thinwire.cli.chaos_calm import calm
 from thinwire.cli.chaos_net import Hosts
 from thinwire.cli.chaos_nursery import TICK, Nursery
 from thinwire.cli.chaos_plan import DEADLINE, LINK, Event, N, Story
-from thinwire.cli.chaos_worker import STOPPED, Job, calm, run
+from thinwire.cli.chaos_worker import STOPPED, Job, run
 from thinwire.cli.demo_train import Digits
+from thinwire.errors import ThinwireError
 
 LIMIT = 120.0
 """Seconds after which a story has not ended."""
@@ -58,12 +60,23 @@ def play(nursery: Nursery, story: Story, data: str, folder: Path) -> dict[str, A
         "why": told.why,
     }
     if told.ended:
-        result |= measured(told, Digits(data, 0, N, story.seed), expected)
+        result |= _measured(nursery, told, data, expected)
     left = nursery.left_over()
     result["left_over"] = left
     if told.ended and not left:
         shutil.rmtree(told.folder)
     return result
+
+
+def _measured(nursery: Nursery, told: Told, data: str, expected: dict[str, Any]) -> dict[str, Any]:
+    there = expected
+    if told.story.kind == "elastic":
+        try:
+            there = nursery.aside(lambda: again(told, data), told.folder)
+        except ThinwireError as error:
+            told.fail(f"no calm run can be made of who was there when: {error}")
+            return {"ended": told.ended, "why": told.why}
+    return measured(told, Digits(data, 0, N, told.story.seed), expected, there)
 
 
 def _start(nursery: Nursery, told: Told, rank: int, data: str, address: str) -> int:

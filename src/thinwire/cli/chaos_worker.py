@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,32 +11,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from thinwire.cli.chaos_faults import Strikes, Struck
 from thinwire.cli.chaos_plan import DEADLINE, ROUNDS, N, Story
-from thinwire.cli.demo_train import CLASSES, PIXELS, Digits, accuracy
+from thinwire.cli.chaos_task import H, network, optimizer_of, slope
+from thinwire.cli.demo_train import Digits
 from thinwire.company import Tried
-from thinwire.compress import QSGD, Compressor, Sign, TopK
 from thinwire.elastic import Quorum
 from thinwire.elastic.history import Told
+from thinwire.elastic.meet import Record
 from thinwire.elastic.regroup import Answer, Ask, Regroup
 from thinwire.errors import SnapshotError
-from thinwire.exchange import Choco, Exchange, Feedback, Gather, Gossip, Ring, Server
 from thinwire.exchange.driver import Observer
 from thinwire.ledger import Ledger, fold
-from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
-from thinwire.simulate import LockStep
 from thinwire.snapshots import Snapshots
-from thinwire.topology import RingGraph
 from thinwire.transport import DistributedTransport
 from thinwire.wire.frame import HEADER, length
 
-H = 4
-HIDDEN = 32
-LR = 0.2
 EVERY = 5
 """Rounds from snapshot to snapshot."""
 STOPPED = 9
@@ -66,82 +59,6 @@ class Job:
     host: str
 
 
-def network(seed: int) -> nn.Sequential:
-    """Returns the model, 64-32-10: d = 2,410 parameters."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
-
-
-def method(kind: str, form: str) -> tuple[Exchange, Compressor]:
-    """Returns how the workers of a story talk."""
-    sparse, codes = TopK(density=0.05) >> Sign(), QSGD(bits=8, norm="max", bucket=256)
-    if form == "server":
-        return Server(Feedback()), sparse
-    if kind == "gossip":
-        plain = QSGD(bits=8, norm="max", scale="none", bucket=256)
-        return (Choco(RingGraph()), codes) if form == "choco" else (Gossip(RingGraph()), plain)
-    if form == "gather" and kind != "ring":
-        return Gather(Feedback()), sparse
-    if form == "gather":
-        return Ring("gather", Feedback()), sparse
-    return Ring("ring" if form == "ring" else "two-phase", Feedback()), codes
-
-
-def optimizer_of(story: Story, model: nn.Module, group: Any) -> LocalSGD:
-    """Returns the optimizer of a worker of this story."""
-    exchange, compressor = method(story.kind, story.form)
-    inner = torch.optim.SGD(model.parameters(), lr=LR)
-    return LocalSGD(
-        model, inner, H=H, compressor=compressor, exchange=exchange, group=group,
-        seed=story.seed, ledger=Ledger(),
-    )  # fmt: skip
-
-
-def batch(digits: Digits, step: int) -> tuple[Tensor, Tensor]:
-    """Returns the batch of that local step, whatever came before."""
-    epoch, at = divmod(step, digits.steps)
-    draw = torch.Generator().manual_seed((digits.seed * 1009 + epoch) * 1009 + digits.rank)
-    order = torch.randperm(len(digits.images), generator=draw)
-    size = len(digits.images) // digits.steps
-    chosen = order[at * size : (at + 1) * size]
-    return digits.images[chosen], digits.labels[chosen]
-
-
-def learn(model: nn.Module, optimizer: LocalSGD, digits: Digits, step: int) -> None:
-    """Takes one local step, and the round if it is due."""
-    images, labels = batch(digits, step)
-    optimizer.zero_grad()
-    cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
-def calm(story: Story, data: str) -> dict[str, Any]:
-    """Runs the story without its events, all workers in this process, and returns how it ends."""
-    models = [network(story.seed) for _ in range(N)]
-    workers = [optimizer_of(story, m, Seat(rank, N)) for rank, m in enumerate(models)]
-    cluster = LockStep(workers)
-    shares = [Digits(data, rank, N, story.seed) for rank in range(N)]
-    for step in range(H * ROUNDS):
-        for model, worker, share in zip(models, workers, shares, strict=True):
-            images, labels = batch(share, step)
-            worker.zero_grad()
-            cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-        cluster.step()
-    return outcome([worker.anchor for worker in workers], shares[0])
-
-
-def outcome(anchors: list[Tensor], digits: Digits) -> dict[str, Any]:
-    """Returns the accuracy of the mean of these models, and their digest."""
-    total = torch.zeros_like(anchors[0])
-    for anchor in anchors:
-        total += anchor
-    data = b"".join(anchor.numpy().tobytes() for anchor in anchors)
-    return {
-        "accuracy": accuracy(network(0), total / len(anchors), digits.test),
-        "digest": hashlib.sha256(data).hexdigest(),
-    }
-
-
 def run(job: Job) -> int:
     """Does one life's work and returns how the process is to end."""
     return _elastic(job) if job.story.kind == "elastic" else _gang(job)
@@ -166,7 +83,8 @@ def _gang(job: Job) -> int:
         told[0] = optimizer.round
         while optimizer.round < ROUNDS:
             began = time.monotonic()
-            learn(model, optimizer, digits, snapshots.step)
+            slope(model, optimizer, digits, snapshots.step)
+            optimizer.step()
             told[0] = optimizer.round
             try:
                 with strikes.disk():
@@ -189,10 +107,22 @@ def _leave_gang() -> None:
 
 
 class Noted(Quorum):
-    """An elastic worker on which strikes fall, and whose books outlive it."""
+    """An elastic worker on which strikes fall, and whose books and notes outlive it."""
 
     strikes: Strikes
     file: Path
+    notes: Path
+
+    def note(self, what: str, *facts: Any) -> None:
+        """Notes what `thinwire.cli.chaos_calm` needs to have the same workers away."""
+        with self.notes.open("a") as file:
+            file.write(json.dumps([what, *facts]) + "\n")
+
+    def adopt(self, worker: LocalSGD, record: Record, ready: bool) -> None:
+        """Goes on where others are, and notes it."""
+        super().adopt(worker, record, ready)
+        if ready:
+            self.note("told")
 
     def answer(self, ask: Ask, worker: LocalSGD, observer: Observer) -> Answer:
         """Answers as ever, unless something happens."""
@@ -219,6 +149,7 @@ class Noted(Quorum):
             left = {"residual": mem["residual"] - t.said}
             tries.append((t.round, t.generation, books.closed(worker.exchange, left, 1)))
         _save({"books": worker.books(), "tries": tries}, self.file)
+        self.note("said", *told.generation)
         return told
 
 
@@ -228,15 +159,22 @@ def _elastic(job: Job) -> int:
     group = Noted(job.address, N, name, deadline=DEADLINE, host=job.host)
     group.strikes = _strikes(job, lambda: told[0])
     group.file = job.folder / f"books-{job.rank}-{job.life}.pt"
+    group.notes = job.folder / f"notes-{job.rank}-{job.life}.jsonl"
     optimizer = optimizer_of(story, model, group)
     digits = Digits(job.data, job.rank, N, story.seed)
     slowest = 0.0
     with Snapshots(job.folder / name, every=EVERY) as snapshots:
         resumed = snapshots.resume(model, optimizer)
         told[0] = optimizer.round
+        _save({"residual": optimizer.residual}, job.folder / f"kept-{job.rank}-{job.life}.pt")
+        steps = 0
         while optimizer.round < ROUNDS:
             began = time.monotonic()
-            learn(model, optimizer, digits, snapshots.step)
+            if steps % H == 0:
+                group.note("began", optimizer.round, snapshots.step)
+            steps += 1
+            slope(model, optimizer, digits, snapshots.step)
+            optimizer.step()
             told[0] = optimizer.round
             slowest = max(slowest, time.monotonic() - began)
             snapshots.after_step()

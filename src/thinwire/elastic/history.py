@@ -48,6 +48,8 @@ class History:
         >>> h = History().after((1, 7), ("a", "b")).after((1, 7), ("a", "b")).after((3, 9), ("a",))
         >>> [h.decided(round) for round in range(4)]
         [(1, 7), (1, 7), (3, 9), None]
+        >>> h.names(1), h.names(2)
+        (('a', 'b'), ('a',))
         >>> h.last_of("b"), h.last_of("a"), h.last_of("c")
         (1, 2, -1)
     """
@@ -63,9 +65,13 @@ class History:
 
     def decided(self, round: int) -> Generation | None:
         """Returns whose try of that round stands; None where nobody's does yet."""
-        if not 0 <= round < self.round:
-            return None
-        return next((r.generation for r in reversed(self.reigns) if r.first <= round), None)
+        reign = self._reign(round)
+        return None if reign is None else reign.generation
+
+    def names(self, round: int) -> tuple[str, ...]:
+        """Returns whose updates are in that round, in the order of their ranks in it."""
+        reign = self._reign(round)
+        return () if reign is None else reign.names
 
     def last_of(self, name: str) -> int:
         """Returns the last round in which that worker's update is counted, or -1."""
@@ -75,6 +81,11 @@ class History:
                 return end - 1
             end = reign.first
         return -1
+
+    def _reign(self, round: int) -> Reign | None:
+        if not 0 <= round < self.round:
+            return None
+        return next((r for r in reversed(self.reigns) if r.first <= round), None)
 
     def after(self, generation: Generation, names: tuple[str, ...]) -> History:
         """Returns the history with one round more."""
