@@ -14,6 +14,7 @@ from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
 from thinwire.exchange.hear import ALL_RANKS, divisor, from_all, to_all
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.transport.base import Reduce, turn
 from thinwire.wire.frame import HEADER, Kind, unseal
 
@@ -55,7 +56,7 @@ class AllReduce(Exchange):
             raise NonFiniteError(self._found(frames, total, here), here.round)
         return total / divisor(here.N, total), mem
 
-    def _found(self, frames: list[bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
+    def _found(self, frames: list[Bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
         found = []
         for rank, frame in enumerate(frames):
             _, body = unseal(frame, here.address(rank), Kind.ALARM)

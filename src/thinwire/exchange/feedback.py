@@ -13,9 +13,10 @@ from thinwire.compress import Compressor, Payload
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Here, Memory
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.kernels import Owed
 from thinwire.value import Value, in_range, one_of
-from thinwire.wire.body import pack
+from thinwire.wire.body import in_pieces
 from thinwire.wire.frame import HEADER, Kind
 
 ALARM_BODY = 4
@@ -31,7 +32,7 @@ class Saying:
         residual: u - said, what is still owed; None where feedback is off.
     """
 
-    frame: bytes
+    frame: Bytes
     payload: Payload | None = None
     residual: Tensor | None = None
 
@@ -145,7 +146,7 @@ def say_owed(u: Tensor | Owed, here: Here) -> Saying:
         broken = first_broken(payload.index, C.values(payload), here)
     if broken >= 0 or payload is None:
         return alarm(broken, here)
-    return Saying(here.seal(Kind.SAID, pack(payload, C)), payload)
+    return Saying(here.seal(Kind.SAID, *in_pieces(payload, C)), payload)
 
 
 def first_broken(index: Tensor | None, values: Tensor, here: Here) -> int:

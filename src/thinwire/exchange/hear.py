@@ -8,6 +8,7 @@ from thinwire import kernels
 from thinwire.errors import NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
+from thinwire.host import Bytes
 from thinwire.transport.base import Post, Take
 from thinwire.wire.body import Reader, unpack
 from thinwire.wire.frame import Kind, unseal
@@ -16,7 +17,7 @@ ALL_RANKS = -1
 """The rank that a NonFiniteError names when only the sum over ranks is not finite."""
 
 
-def hear(frames: list[bytes], here: Here) -> list[memoryview]:
+def hear(frames: list[Bytes], here: Here) -> list[memoryview]:
     """Returns the bodies of all ranks' messages, in rank order.
 
     Args:
@@ -33,7 +34,7 @@ def hear(frames: list[bytes], here: Here) -> list[memoryview]:
     return [body for body, _ in each]
 
 
-def listen(frame: bytes, rank: int, here: Here) -> tuple[memoryview, str | None]:
+def listen(frame: Bytes, rank: int, here: Here) -> tuple[memoryview, str | None]:
     """Returns the body of that rank's message, and the tensor that an alarm names.
 
     Raises:
@@ -89,7 +90,7 @@ def heard(bodies: list[memoryview], here: Here) -> Tensor:
     return direction
 
 
-def to_all(frame: bytes, N: int, bound: int) -> tuple[Post, ...]:
+def to_all(frame: Bytes, N: int, bound: int) -> tuple[Post, ...]:
     """Returns posts of one frame to every rank, the speaker among them."""
     return tuple(Post(rank, frame, bound) for rank in range(N))
 

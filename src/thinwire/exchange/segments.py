@@ -15,9 +15,10 @@ from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.hear import ALL_RANKS
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
+from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.wire.body import Reader, as_bytes, pack, unpack
+from thinwire.wire.body import Reader, as_bytes, in_pieces, unpack
 from thinwire.wire.frame import BUFFER_PART, HEADER, Kind, unseal
 
 
@@ -61,7 +62,7 @@ class Takes:
 
     def turn(
         self, count: int = 0, posts: tuple[Post, ...] = ()
-    ) -> Generator[Ask, Answer, list[bytes]]:
+    ) -> Generator[Ask, Answer, list[Bytes]]:
         """Yields a turn with these posts and the next so many takes; returns their frames."""
         now = tuple(self._left.popleft() for _ in range(count))
         return (yield from turn(posts, now, tuple(islice(self._left, AHEAD))))
@@ -137,7 +138,7 @@ class Trouble:
             return NonFiniteError(own or sorted(self._found), self._here.round)
         return self._frame
 
-    def hear(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
+    def hear(self, frame: Bytes, piece: Piece, speaker: int) -> Tensor:
         """Returns what a frame of this piece says, zeros where it says that something is wrong.
 
         Args:
@@ -155,7 +156,7 @@ class Trouble:
         said = self._read(frame, piece, speaker, decode)
         return here.zeros() if said is None else said
 
-    def hear_bits(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
+    def hear_bits(self, frame: Bytes, piece: Piece, speaker: int) -> Tensor:
         """Returns the bits a frame of this piece says, (n,) int32; the same otherwise."""
         n, device = piece.high - piece.low, piece.here.device
         bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n, device))
@@ -179,7 +180,7 @@ class Trouble:
         self._note(v, here, ALL_RANKS)
         if self.error is not None:
             return here.seal(Kind.REFUSAL, encode_refusal(self.error)), z
-        return here.seal(Kind.SAID, pack(payload, here.compressor)), v
+        return here.seal(Kind.SAID, *in_pieces(payload, here.compressor)), v
 
     def speak_bits(self, bits: Tensor, piece: Piece) -> bytes:
         """Returns the frame that says these bits, (n,) int32, or the trouble."""
@@ -193,7 +194,7 @@ class Trouble:
             raise self.error
 
     def _read(
-        self, frame: bytes, piece: Piece, speaker: int, decode: Callable[[Reader], Tensor]
+        self, frame: Bytes, piece: Piece, speaker: int, decode: Callable[[Reader], Tensor]
     ) -> Tensor | None:
         here = piece.here
         try:

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from thinwire.host import Bytes
+
 
 @dataclass(frozen=True)
 class Post:
@@ -20,7 +22,7 @@ class Post:
     """
 
     to: int
-    frame: bytes
+    frame: Bytes
     bound: int
 
 
@@ -63,13 +65,13 @@ class Reduce:
 Ask = Turn | Reduce
 """What a round yields."""
 
-Answer = list[bytes] | Tensor
+Answer = list[Bytes] | Tensor
 """What it is answered: the frames of a `Turn`, or the sum of a `Reduce`."""
 
 
 def turn(
     posts: tuple[Post, ...] = (), takes: tuple[Take, ...] = (), coming: tuple[Take, ...] = ()
-) -> Generator[Ask, Answer, list[bytes]]:
+) -> Generator[Ask, Answer, list[Bytes]]:
     """Yields one turn and returns its frames; a post starts on its way at once, unawaited."""
     frames = yield Turn(posts, takes, coming)
     assert isinstance(frames, list)
@@ -83,7 +85,7 @@ class Transport(Protocol):
     rank: int
     size: int
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take, and returns the frames in the takes' order.
 
         Raises:

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from thinwire import host
 from thinwire.errors import ConfigError, FrameError, PeerLost, RoundTimeout, TransportError
+from thinwire.host import Bytes
 from thinwire.transport.base import Post, Take, Turn
 
 ONE_MESSAGE = 1 << 26
@@ -22,6 +24,8 @@ ONE_MESSAGE = 1 << 26
 Gloo aborts the process that receives more than it posted, and does not say when it got less. So
 a receiver either posts the bound both sides know, or learns the length first.
 """
+LINE = 64
+"""Bytes of a cache line: where a frame's body begins on one, its values are read where they lie."""
 
 
 class DistributedTransport:
@@ -44,7 +48,7 @@ class DistributedTransport:
         self,
         group: dist.ProcessGroup | None,
         header: int,
-        length: Callable[[bytes], int],
+        length: Callable[[Bytes], int],
         hard: float | None = None,
     ) -> None:
         given = dist.group.WORLD if group is None else group
@@ -59,11 +63,11 @@ class DistributedTransport:
         self._one_message = 0 if nccl else ONE_MESSAGE
         self.awaited: int | None = None
         self._hard = None if hard is None else timedelta(seconds=hard)
-        self._own: deque[bytes] = deque()
+        self._own: deque[Bytes] = deque()
         self._leaving: deque[tuple[Any, Tensor, int]] = deque()
         self._coming: defaultdict[int, deque[tuple[Any, Tensor, int]]] = defaultdict(deque)
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take, and returns the frames in the takes' order."""
         try:
             return self._turn(turn)
@@ -72,7 +76,7 @@ class DistributedTransport:
             self._coming.clear()
             raise
 
-    def _turn(self, turn: Turn) -> list[bytes]:
+    def _turn(self, turn: Turn) -> list[Bytes]:
         for post in turn.posts:
             self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
@@ -81,12 +85,9 @@ class DistributedTransport:
         heads = [self._arrived(*one) for one in begun]
         lengths = [self._checked(t, head) for t, head in zip(takes, heads, strict=True)]
         known = list(zip(takes, lengths, heads, strict=True))
-        rests = deque(
-            self._begin(t.source, n - len(head)) for t, n, head in known if not self._whole(t)
-        )
+        rests = deque(self._begin(t.source, n, head) for t, n, head in known if not self._whole(t))
         arrived = deque(
-            bytes(head[:n]) if self._whole(t) else b"".join([head, self._arrived(*rests.popleft())])
-            for t, n, head in known
+            head[:n] if self._whole(t) else self._arrived(*rests.popleft()) for t, n, head in known
         )
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
@@ -123,7 +124,7 @@ class DistributedTransport:
 
     def _checked(self, take: Take, head: memoryview) -> int:
         try:
-            n = self._length(bytes(head[: self._header]))
+            n = self._length(head[: self._header])
         except FrameError:
             if self._whole(take):
                 return len(head)  # All of it is here: whoever unseals it refuses it.
@@ -149,16 +150,27 @@ class DistributedTransport:
         at = len(frame) if self._whole(post) else self._header
         for data in (frame[:at], frame[at:]):
             if data:
-                tensor = self._tensor(data)
+                tensor = host.send(_tensor(data), self._device or host.CPU)
                 with _lost(post.to):
                     work = self.group.send([tensor], post.to, 0)
                 self._leaving.append((work, tensor, post.to))
 
-    def _begin(self, source: int, n: int) -> tuple[Any, Tensor, int]:
-        """Makes room for a message of at most n bytes; it may have fewer, and says so itself."""
-        buffer = torch.empty(n, dtype=torch.uint8, device=self._device or host.CPU)
+    def _begin(self, source: int, n: int, head: Bytes = b"") -> tuple[Any, Tensor, int]:
+        """Makes room for a message of at most n bytes; it may have fewer, and says so itself.
+
+        Args:
+            source: who sends it.
+            n: its bytes.
+            head: the first of them, where they came before.
+        """
+        room = host.empty(n + LINE, torch.uint8, self._device or host.CPU)
+        before = -(room.data_ptr() + self._header) % LINE
+        buffer = room[before : before + n]
+        if head:
+            buffer[: len(head)] = _tensor(head)
+        rest = buffer[len(head) :]
         with _lost(source):
-            work = self.group.recv([buffer], source, 0) if n else None
+            work = self.group.recv([rest], source, 0) if len(rest) else None
         return work, buffer, source
 
     def _begun(self, take: Take) -> tuple[Any, Tensor, int]:
@@ -193,9 +205,18 @@ class DistributedTransport:
                 work.wait(self._hard)
         self.awaited = None
 
-    def _tensor(self, data: memoryview) -> Tensor:
-        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return tensor if self._device is None else tensor.to(self._device)
+
+class _Shown:
+    """Shows bytes to torch, which asks for such as can be written; a sender only reads them."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._array = np.frombuffer(data, np.uint8)
+        at = self._array.ctypes.data
+        self.__array_interface__ = {**self._array.__array_interface__, "data": (at, False)}
+
+
+def _tensor(data: Bytes) -> Tensor:
+    return torch.from_numpy(np.asarray(_Shown(data)))
 
 
 @contextmanager

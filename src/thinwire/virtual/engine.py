@@ -19,6 +19,7 @@ from torch import Tensor
 
 from thinwire.errors import ConfigError, TransportError
 from thinwire.exchange.driver import Observer, check_bounds
+from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.link import Link, Port
 from thinwire.transport.base import Answer, Ask, Post, Reduce, Turn
@@ -50,7 +51,7 @@ class Flight(NamedTuple):
     late: float
     to: int
     n: int
-    frame: bytes
+    frame: Bytes
 
 
 class VirtualTime(Generic[R]):
@@ -112,7 +113,7 @@ class VirtualTime(Generic[R]):
         self._cost = [costs.setdefault(link, ({}, {})) for link in self.links]
         self._fickle = [bool(k.jitter or k.loss or k.drop) for k in self.links]
         self._flying: list[deque[Flight]] = [deque() for _ in range(self.N)]
-        self._mail: list[dict[int, list[tuple[float, bytes]]]] = [{} for _ in range(self.N)]
+        self._mail: list[dict[int, list[tuple[float, Bytes]]]] = [{} for _ in range(self.N)]
         self._ready = [0.0] * self.N
         self._asks: list[Ask | None] = [None] * self.N
         self._since = [0.0] * self.N
