@@ -12,10 +12,10 @@ from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
-from thinwire.exchange.hear import ALL_RANKS, divisor, from_all, to_all
+from thinwire.exchange.hear import ALL_RANKS, divisor, heard_from_all
 from thinwire.flat import Spans
 from thinwire.host import Bytes
-from thinwire.transport.base import Reduce, turn
+from thinwire.transport.base import Reduce
 from thinwire.wire.frame import HEADER, Kind, unseal
 
 FINE = (1 << 32) - 1
@@ -52,7 +52,7 @@ class AllReduce(Exchange):
             own = kernels.active(here.device).first_nonfinite(delta, here.spans.starts)
             body = (own if own >= 0 else FINE).to_bytes(ALARM_BODY, "little")
             alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
-            frames = yield from turn(to_all(alarm, here.N, bound), from_all(here.N, bound))
+            frames = yield from heard_from_all(alarm, here, bound)
             raise NonFiniteError(self._found(frames, total, here), here.round)
         return total / divisor(here.N, total), mem
 

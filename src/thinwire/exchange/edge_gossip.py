@@ -114,8 +114,8 @@ class EdgeGossip(Stepping):
             met.replicas[f"mine/{j}"] = mine - said
             posts.append(Post(j, here.seal(Kind.SAID, *in_pieces(payload, C)), bound))
         frames = yield from turn(tuple(posts), takes)
-        for j, frame in zip(others, frames, strict=True):
-            kind, body = unseal(frame, here.address(j), Kind.SAID, Kind.REFUSAL)
+        for j, told in zip(others, frames, strict=True):
+            kind, body = unseal(told, here.address(j), Kind.SAID, Kind.REFUSAL)
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
                 raise refusal(reader, here)

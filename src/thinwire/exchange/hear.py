@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from torch import Tensor
 
 from thinwire import kernels
@@ -9,7 +11,7 @@ from thinwire.errors import NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
 from thinwire.host import Bytes
-from thinwire.transport.base import Post, Take
+from thinwire.transport.base import Answer, Ask, Post, Take, Turn
 from thinwire.wire.body import Reader, unpack
 from thinwire.wire.frame import Kind, unseal
 
@@ -93,6 +95,23 @@ def heard(bodies: list[memoryview], here: Here) -> Tensor:
 def to_all(frame: Bytes, N: int, bound: int) -> tuple[Post, ...]:
     """Returns posts of one frame to every rank, the speaker among them."""
     return tuple(Post(rank, frame, bound) for rank in range(N))
+
+
+def all_say(frame: Bytes, rank: int, N: int, bound: int) -> Turn:
+    """Returns the turn in which every rank says one frame to every rank, itself among them.
+
+    Each speaks to the right and hears from the left, the nearest first, so that large frames go
+    from one to one: senders that crowd a line lose some of it.
+    """
+    posts = tuple(Post((rank + hop) % N, frame, bound) for hop in range(N))
+    return Turn(posts, tuple(Take((rank - hop) % N, bound) for hop in range(N)))
+
+
+def heard_from_all(frame: Bytes, here: Here, bound: int) -> Generator[Ask, Answer, list[Bytes]]:
+    """Says a frame to all, and returns the frames that all said, in rank order."""
+    frames = yield all_say(frame, here.rank, here.N, bound)
+    assert isinstance(frames, list)
+    return [frames[(here.rank - rank) % here.N] for rank in range(here.N)]
 
 
 def from_all(N: int, bound: int) -> tuple[Take, ...]:

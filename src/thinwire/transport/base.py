@@ -45,7 +45,7 @@ class Turn:
 
     Args:
         posts: to start.
-        takes: to wait for.
+        takes: to wait for; where frames are large, a transport asks for them in this order.
         coming: what later turns will take, in order; a transport may make room for it now, so
             that nobody's frame waits to be asked for. Some of it, or none, changes no answer.
     """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,12 @@ ONE_MESSAGE = 1 << 26
 
 Gloo aborts the process that receives more than it posted, and does not say when it got less. So
 a receiver either posts the bound both sides know, or learns the length first.
+"""
+WINDOW = 1 << 23
+"""Bytes that a receiver has asked for at most, unless one frame alone is more.
+
+Frames come in the order of the takes, however many speak at once: senders that crowd one line
+lose a fifth of it, and whose turn comes later has time to say it.
 """
 LINE = 64
 """Bytes of a cache line: where a frame's body begins on one, its values are read where they lie."""
@@ -80,15 +86,12 @@ class DistributedTransport:
         for post in turn.posts:
             self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
-        begun = [self._begun(take) for take in takes]
-        self._make_room(turn)
-        heads = [self._arrived(*one) for one in begun]
-        lengths = [self._checked(t, head) for t, head in zip(takes, heads, strict=True)]
-        known = list(zip(takes, lengths, heads, strict=True))
-        rests = deque(self._begin(t.source, n, head) for t, n, head in known if not self._whole(t))
-        arrived = deque(
-            head[:n] if self._whole(t) else self._arrived(*rests.popleft()) for t, n, head in known
-        )
+        ahead = deque([*takes, *(t for t in turn.coming if t.source != self.rank)])
+        arrived: deque[Bytes] = deque()
+        for take in takes:
+            self._make_room(ahead)
+            arrived.append(self._frame(ahead.popleft(), *self._coming[take.source].popleft()))
+        self._make_room(ahead)
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
         ]
@@ -173,23 +176,27 @@ class DistributedTransport:
             work = self.group.recv([rest], source, 0) if len(rest) else None
         return work, buffer, source
 
-    def _begun(self, take: Take) -> tuple[Any, Tensor, int]:
-        coming = self._coming[take.source]
-        if coming:
-            return coming.popleft()
-        return self._begin(take.source, take.bound if self._whole(take) else self._header)
-
-    def _make_room(self, turn: Turn) -> None:
-        """Begins to receive what is coming, of each source up to what comes in two messages."""
-        over = {t.source for t in turn.takes if not self._whole(t)} | {self.rank}
-        seen: defaultdict[int, int] = defaultdict(int)
-        for take in turn.coming:
-            if take.source in over or not self._whole(take):
-                over.add(take.source)
-                continue
+    def _make_room(self, ahead: Iterable[Take]) -> None:
+        """Begins to receive the next of these, and those after it that a window holds with it."""
+        window, seen = WINDOW, Counter[int]()
+        for take in ahead:
+            window -= take.bound
+            if seen and window < 0:
+                break
             seen[take.source] += 1
             if seen[take.source] > len(self._coming[take.source]):
-                self._coming[take.source].append(self._begin(take.source, take.bound))
+                n = take.bound if self._whole(take) else self._header
+                self._coming[take.source].append(self._begin(take.source, n))
+            if not self._whole(take):
+                # The rest of it comes before anything else that its speaker says.
+                break
+
+    def _frame(self, take: Take, work: Any, buffer: Tensor, source: int) -> Bytes:
+        head = self._arrived(work, buffer, source)
+        n = self._checked(take, head)
+        if self._whole(take):
+            return head[:n]
+        return self._arrived(*self._begin(source, n, head))
 
     def _arrived(self, work: Any, buffer: Tensor, source: int) -> memoryview:
         if work is not None:
