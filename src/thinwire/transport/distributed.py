@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -17,21 +19,31 @@ from thinwire import host
 from thinwire.errors import ConfigError, FrameError, PeerLost, RoundTimeout, TransportError
 from thinwire.host import Bytes
 from thinwire.transport.base import Post, Take, Turn
+from thinwire.transport.messages import Cutting, Window
 
-ONE_MESSAGE = 1 << 26
-"""Up to this bound a frame is one message; above, a header and then exactly the rest.
-
-Gloo aborts the process that receives more than it posted, and does not say when it got less. So
-a receiver either posts the bound both sides know, or learns the length first.
-"""
-WINDOW = 1 << 23
-"""Bytes that a receiver has asked for at most, unless one frame alone is more.
-
-Frames come in the order of the takes, however many speak at once: senders that crowd one line
-lose a fifth of it, and whose turn comes later has time to say it.
-"""
+MESSAGE = Cutting(first=1 << 18, each=1 << 18, unread=8)
+"""Of Gloo, which aborts the process that receives more than it asked for, and does not say when it
+got less: who receives asks for what the bound allows until it has read how long the frame is."""
 LINE = 64
 """Bytes of a cache line: where a frame's body begins on one, its values are read where they lie."""
+
+
+@dataclass(eq=False)
+class _Coming:
+    """A frame on its way here.
+
+    Args:
+        take: what was asked for.
+        room: where its bytes come to lie.
+        n: its length, as far as is known.
+        asked: messages asked for, of which `on_way` have not come.
+    """
+
+    take: Take
+    room: Tensor
+    n: int | None = None
+    asked: int = 0
+    on_way: deque[tuple[Any, Tensor]] = field(default_factory=deque)
 
 
 class DistributedTransport:
@@ -66,12 +78,13 @@ class DistributedTransport:
         nccl = self.group.name() == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else None
         # NCCL matches sizes exactly: there, every frame is a header and then the rest.
-        self._one_message = 0 if nccl else ONE_MESSAGE
+        self._cutting = Cutting(header, sys.maxsize, 1) if nccl else MESSAGE
+        self._window = Window()
         self.awaited: int | None = None
         self._hard = None if hard is None else timedelta(seconds=hard)
         self._own: deque[Bytes] = deque()
         self._leaving: deque[tuple[Any, Tensor, int]] = deque()
-        self._coming: defaultdict[int, deque[tuple[Any, Tensor, int]]] = defaultdict(deque)
+        self._coming: defaultdict[int, deque[_Coming]] = defaultdict(deque)
 
     def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take, and returns the frames in the takes' order."""
@@ -80,6 +93,7 @@ class DistributedTransport:
         except TransportError:
             self._own.clear()
             self._coming.clear()
+            self._window = Window()
             raise
 
     def _turn(self, turn: Turn) -> list[Bytes]:
@@ -89,9 +103,9 @@ class DistributedTransport:
         ahead = deque([*takes, *(t for t in turn.coming if t.source != self.rank)])
         arrived: deque[Bytes] = deque()
         for take in takes:
-            self._make_room(ahead)
-            arrived.append(self._frame(ahead.popleft(), *self._coming[take.source].popleft()))
-        self._make_room(ahead)
+            arrived.append(self._frame(take, ahead))
+            ahead.popleft()
+        self._ask(ahead)
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
         ]
@@ -122,86 +136,87 @@ class DistributedTransport:
             dist.all_reduce(each, dist.ReduceOp.MAX, group=self.group)
         return float(each)
 
-    def _whole(self, message: Post | Take) -> bool:
-        return message.bound <= self._one_message
-
-    def _checked(self, take: Take, head: memoryview) -> int:
-        try:
-            n = self._length(head[: self._header])
-        except FrameError:
-            if self._whole(take):
-                return len(head)  # All of it is here: whoever unseals it refuses it.
-            raise
-        if n > take.bound:
-            if self._whole(take):
-                return len(head)
-            raise FrameError(
-                f"frame from rank {take.source} announces {n} bytes; at most {take.bound}"
-            )
-        return n
-
     def _post(self, post: Post) -> None:
         if post.to == self.rank:
             self._own.append(post.frame)
             return
-        if len(post.frame) > post.bound:
+        n = len(post.frame)
+        if n > post.bound:
             # Gloo would abort the receiving process.
-            raise FrameError(
-                f"frame to rank {post.to} has {len(post.frame)} bytes, above its bound {post.bound}"
-            )
-        frame = memoryview(post.frame)
-        at = len(frame) if self._whole(post) else self._header
-        for data in (frame[:at], frame[at:]):
-            if data:
-                tensor = host.send(_tensor(data), self._device or host.CPU)
-                with _lost(post.to):
-                    work = self.group.send([tensor], post.to, 0)
-                self._leaving.append((work, tensor, post.to))
+            raise FrameError(f"frame to rank {post.to} has {n} bytes, above its bound {post.bound}")
+        frame = host.send(_tensor(post.frame), self._device or host.CPU)
+        for cut in self._cutting.cuts(n, post.bound):
+            with _lost(post.to):
+                work = self.group.send([frame[cut]], post.to, 0)
+            self._leaving.append((work, frame, post.to))
 
-    def _begin(self, source: int, n: int, head: Bytes = b"") -> tuple[Any, Tensor, int]:
-        """Makes room for a message of at most n bytes; it may have fewer, and says so itself.
+    def _ask(self, ahead: Iterable[Take]) -> None:
+        """Asks for what comes next, in this order, as long as the window is open.
 
-        Args:
-            source: who sends it.
-            n: its bytes.
-            head: the first of them, where they came before.
+        Of the first it always asks for something.
         """
+        seen: Counter[int] = Counter()
+        behind: set[int] = set()
+        for take in ahead:
+            if seen and not self._window.open:
+                break
+            coming = self._coming[take.source]
+            if len(coming) == seen[take.source]:
+                coming.append(_Coming(take, self._room(take.bound)))
+            # What a speaker says comes in order: first all of one frame, and then the next.
+            if take.source not in behind and not self._asked_for(
+                coming[seen[take.source]], not seen
+            ):
+                behind.add(take.source)
+            seen[take.source] += 1
+
+    def _asked_for(self, frame: _Coming, awaited: bool) -> bool:
+        """Asks for messages of a frame, one at least if it is awaited; returns whether for all."""
+        bound = frame.take.bound
+        n = self._header if frame.n is None else frame.n
+        most = self._cutting.count(n, bound)
+        while frame.asked < most and (self._window.open or (awaited and not frame.on_way)):
+            piece = frame.room[self._cutting.cut(frame.asked, bound if frame.n is None else n)]
+            with _lost(frame.take.source):
+                work = self.group.recv([piece], frame.take.source, 0)
+            frame.on_way.append((work, piece))
+            frame.asked += 1
+            self._window.ask(len(piece))
+        return frame.n is not None and frame.asked == most
+
+    def _room(self, n: int) -> Tensor:
         room = host.empty(n + LINE, torch.uint8, self._device or host.CPU)
         before = -(room.data_ptr() + self._header) % LINE
-        buffer = room[before : before + n]
-        if head:
-            buffer[: len(head)] = _tensor(head)
-        rest = buffer[len(head) :]
-        with _lost(source):
-            work = self.group.recv([rest], source, 0) if len(rest) else None
-        return work, buffer, source
+        return room[before : before + n]
 
-    def _make_room(self, ahead: Iterable[Take]) -> None:
-        """Begins to receive the next of these, and those after it that a window holds with it."""
-        window, seen = WINDOW, Counter[int]()
-        for take in ahead:
-            window -= take.bound
-            if seen and window < 0:
-                break
-            seen[take.source] += 1
-            if seen[take.source] > len(self._coming[take.source]):
-                n = take.bound if self._whole(take) else self._header
-                self._coming[take.source].append(self._begin(take.source, n))
-            if not self._whole(take):
-                # The rest of it comes before anything else that its speaker says.
-                break
+    def _frame(self, take: Take, ahead: Iterable[Take]) -> Bytes:
+        self._ask(ahead)
+        frame = self._coming[take.source][0]
+        while frame.on_way:
+            # They come in order. To wait for every one would wake this thread as often.
+            some = 1 if frame.n is None else (len(frame.on_way) + 1) // 2
+            for work, piece in reversed([frame.on_way.popleft() for _ in range(some)]):
+                self._wait(work, take.source)
+                self._window.came(len(piece))
+            if frame.n is None:
+                frame.n = self._checked(frame)
+            self._ask(ahead)
+        self._coming[take.source].popleft()
+        return frame.room[: frame.n].cpu().numpy().data
 
-    def _frame(self, take: Take, work: Any, buffer: Tensor, source: int) -> Bytes:
-        head = self._arrived(work, buffer, source)
-        n = self._checked(take, head)
-        if self._whole(take):
-            return head[:n]
-        return self._arrived(*self._begin(source, n, head))
-
-    def _arrived(self, work: Any, buffer: Tensor, source: int) -> memoryview:
-        if work is not None:
-            self._wait(work, source)
-        return buffer.cpu().numpy().data
+    def _checked(self, frame: _Coming) -> int:
+        """Returns how long a frame is, of which the first message has come."""
+        bound, source = frame.take.bound, frame.take.source
+        whole = self._cutting.count(bound, bound) == frame.asked
+        try:
+            n = self._length(frame.room[: self._header].cpu().numpy().data)
+        except FrameError:
+            if whole:
+                return bound  # All of it is here: whoever unseals it refuses it.
+            raise
+        if n > bound and not whole:
+            raise FrameError(f"frame from rank {source} announces {n} bytes; at most {bound}")
+        return min(n, bound)
 
     def _wait(self, work: Any, rank: int) -> None:
         self.awaited = rank
