@@ -45,16 +45,18 @@ class AllReduce(Exchange):
         return {}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+        first_nonfinite = kernels.active(here.device).first_nonfinite
+        own = first_nonfinite(delta, here.spans.starts)
         total = yield Reduce(delta)
         assert isinstance(total, Tensor)
-        if kernels.active(here.device).first_nonfinite(total, here.spans.starts) >= 0:
+        if first_nonfinite(total, here.spans.starts) >= 0:
             # All ranks see it in the sum, so all come here and tell each other whose it is.
-            own = kernels.active(here.device).first_nonfinite(delta, here.spans.starts)
             body = (own if own >= 0 else FINE).to_bytes(ALARM_BODY, "little")
             alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
             frames = yield from heard_from_all(alarm, here, bound)
             raise NonFiniteError(self._found(frames, total, here), here.round)
-        return total / divisor(here.N, total), mem
+        total /= divisor(here.N, total)
+        return total, mem
 
     def _found(self, frames: list[Bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
         found = []

@@ -108,7 +108,7 @@ class Exchange(Value, ABC):
 
         Args:
             anchor: (d,) float32, the parameters all hold since the last round.
-            delta: (d,) float32, anchor - params.
+            delta: (d,) float32, anchor - params; it is the talk's own.
             mem: what `init` or the last round returned.
             here: where this worker stands.
 

@@ -57,7 +57,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Sum this vector over all ranks by the engine's own all-reduce, in an order of its choice."""
+    """Sum this vector over all ranks by the engine's own all-reduce, in an order of its choice.
+
+    The vector is the transport's from then on: it may be where the sum is taken.
+    """
 
     vector: Tensor
 
@@ -96,7 +99,7 @@ class Transport(Protocol):
         ...
 
     def reduce(self, vector: Tensor) -> Tensor:
-        """Returns the sum of `vector` over all ranks."""
+        """Returns the sum of `vector` over all ranks, perhaps in its place."""
         ...
 
     def flush(self) -> None:

@@ -120,9 +120,9 @@ class DistributedTransport:
             self._wait(work, to)
 
     def reduce(self, vector: Tensor) -> Tensor:
-        """Returns the sum over all ranks, in the engine's own order."""
+        """Returns the sum over all ranks, in the engine's own order, in the vector's place."""
         # Gloo sums on the host, NCCL on the device: the vector goes where the engine works.
-        total = vector.to(self._device or host.CPU, copy=True)
+        total = vector.to(self._device or host.CPU)
         try:
             self.group.allreduce([total]).wait()
         except RuntimeError as error:
