@@ -139,7 +139,7 @@ def say_owed(u: Tensor | Owed, here: Here) -> Saying:
         broken = kernels.active(here.device).first_nonfinite(u, here.spans.starts)
     kept = C.keep(u, here.key, here.spans) if broken < 0 else None
     payload = None
-    if kept is not None and kept.values is not u:
+    if kept is not None and (C.sparsifier.sees_nonfinite or kept.values is not u):
         broken = first_broken(kept.index, kept.values, here)
     if kept is not None and broken < 0:
         payload = C.payload_of(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ class DistributedTransport:
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else None
         # NCCL matches sizes exactly: there, every frame is a header and then the rest.
         self._cutting = Cutting(header, sys.maxsize, 1) if nccl else MESSAGE
-        self._window = Window()
+        self._window = Window(time.monotonic)
         self.awaited: int | None = None
         self._hard = None if hard is None else timedelta(seconds=hard)
         self._own: deque[Bytes] = deque()
@@ -93,7 +94,7 @@ class DistributedTransport:
         except TransportError:
             self._own.clear()
             self._coming.clear()
-            self._window = Window()
+            self._window = Window(time.monotonic)
             raise
 
     def _turn(self, turn: Turn) -> list[Bytes]:

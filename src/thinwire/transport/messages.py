@@ -7,7 +7,6 @@ asked for, and a window of them is asked for at a time.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -69,7 +68,7 @@ class Window:
         asked: bytes that were asked for and have not come.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.bytes, self.asked = LEAST, 0
         self._clock, self._came, self._since = clock, 0, 0.0
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
 from thinwire.errors import ConfigError, TransportError
 from thinwire.exchange.driver import Observer, check_bounds
@@ -119,8 +118,8 @@ class VirtualTime(Generic[R]):
         self._since = [0.0] * self.N
         self._missing: list[dict[int, int]] = [{} for _ in range(self.N)]
         self._in_order: dict[tuple[int, int], float] = {}
-        self._summing: dict[int, Tensor] = {}
-        self._sums: dict[int, Tensor] = {}
+        self._summing: dict[int, torch.Tensor] = {}
+        self._sums: dict[int, torch.Tensor] = {}
         self._heap: list[tuple[float, int]] = []
         self._results: dict[int, R] = {}
 
