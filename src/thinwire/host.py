@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+Bytes = bytes | memoryview
+"""What a frame is made or arrives as: either way nobody changes it."""
 
 _LARGE = 1 << 20
 """From so many entries on, the system hands out memory anew each time, and a page at a time."""
@@ -29,6 +31,12 @@ def empty(n: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
     if n >= _LARGE and device.type == "cpu":
         return torch.from_numpy(np.empty(n, _NUMPY[dtype]))
     return torch.empty(n, dtype=dtype, device=device)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Returns a tensor's own bytes, little-endian; of one on the host they are not copied."""
+    flat = bring(tensor).contiguous().view(-1).view(torch.uint8)
+    return flat.numpy().data
 
 
 def floats(values: Sequence[float]) -> Tensor:

@@ -19,11 +19,11 @@ from thinwire import flat, host, kernels
 from thinwire.compress import Compressor, Payload, TopK
 from thinwire.exchange import Exchange, Feedback, Gather, Here
 from thinwire.exchange.feedback import said_bound, say_owed
-from thinwire.exchange.hear import from_all, hear, mean, to_all
+from thinwire.exchange.hear import hear, heard_from_all, mean
 from thinwire.kernels import Owed
 from thinwire.outer import Average, Outer
 from thinwire.round import RoundState
-from thinwire.transport.base import Answer, Ask, turn
+from thinwire.transport.base import Answer, Ask
 from thinwire.wire.body import unpack
 
 LARGEST = torch.finfo(torch.float32).max
@@ -62,7 +62,7 @@ def lean_round(
     decay = feedback.decay if isinstance(feedback, Feedback) else 1.0
     owed = Owed(anchor, tuple(p.detach() for p in params), residual, decay)
     saying, bound = say_owed(owed, here), said_bound(here)
-    frames = yield from turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
+    frames = yield from heard_from_all(saying.frame, here, bound)
     bodies = hear(frames, here)
     payload = saying.payload
     assert payload is not None

@@ -156,7 +156,7 @@ class Watched:
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         """Runs the round and books it."""
-        feedback = getattr(self._exchange, "feedback", None)
+        feedback, moved = getattr(self._exchange, "feedback", None), delta.double()
         if isinstance(feedback, NoFeedback):
             # The same round, except that it tells what it leaves out.
             telling = replace(self._exchange, feedback=Feedback(permit="any"))  # type: ignore[call-arg]
@@ -166,15 +166,15 @@ class Watched:
             forgotten = after.pop("residual").double()
         else:
             direction, after = yield from self._exchange.round(anchor, delta, mem, here)
-            forgotten = torch.zeros_like(delta, dtype=torch.float64)
+            forgotten = torch.zeros_like(moved)
             if isinstance(feedback, Feedback):
                 forgotten = (1 - feedback.decay) * mem["residual"].double()
             elif isinstance(self._exchange, Gossip):
                 # p and s sum to zero over workers, so what it does not hold is the coding error.
                 owes = (mem[name].double() for name in ("owed", "s") if name in mem)
-                u = sum(owes, delta.double())
+                u = sum(owes, moved)
                 forgotten = u + after["p"].double() - direction.double()
-        entry = (delta.double(), direction.double(), forgotten)
+        entry = (moved, direction.double(), forgotten)
         self.entry = Entry(*(host.bring(term) for term in entry))
         return direction, after
 

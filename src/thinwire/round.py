@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from thinwire.exchange import Exchange, Here, Memory
@@ -54,7 +55,8 @@ def one_round(
 
     Args:
         state: what the last round returned.
-        params: (d,) float32, the worker's parameters after its local steps.
+        params: (d,) float32, a copy of the worker's parameters after its local steps; delta is
+            taken in its place.
         exchange: who says what to whom.
         outer: how the anchor moves.
         here: rank, N, round, key and compressor.
@@ -64,7 +66,7 @@ def one_round(
 
     Source: Qsparse-local-SGD (arXiv 1906.02367), Algorithm 1.
     """
-    delta = state.anchor - params
+    delta = torch.sub(state.anchor, params, out=params)
     direction, mem = yield from exchange.round(state.anchor, delta, state.mem, here)
     anchor, outer_state = outer.step(state.anchor, direction, state.outer)
     return RoundState(anchor, mem, outer_state, state.round + 1)

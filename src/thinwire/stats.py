@@ -7,6 +7,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any
 
+from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Reduce, Turn
 from thinwire.wire.frame import BUFFER_PART, REPAIR_PART, Kind, part_of
 
@@ -40,7 +41,7 @@ class Stats:
         self.reduced = 0
         self.lost = 0
         self.repairs = 0
-        self.witness: Callable[[bytes, bool], None] | None = None
+        self.witness: Callable[[Bytes, bool], None] | None = None
 
     @property
     def uplink(self) -> int:
@@ -100,7 +101,7 @@ class Stats:
         }
 
 
-def kind_of(frame: bytes) -> str:
+def kind_of(frame: Bytes) -> str:
     """Returns a frame's kind by name, or "LOST" (none came), "BUFFERS" or "REPAIR" by its part."""
     if not frame:
         return LOST

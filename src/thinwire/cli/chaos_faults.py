@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thinwire.cli.chaos_plan import LINK, Event
 from thinwire.errors import PeerLost
+from thinwire.host import Bytes
 from thinwire.stats import kind_of
 from thinwire.transport.base import Transport, Turn
 from thinwire.wire.frame import Kind
@@ -121,7 +122,7 @@ class Struck:
         self._transport, self._strikes = transport, strikes
         self.rank, self.size = transport.rank, transport.size
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Answers as the true one, unless something happens."""
         self._strikes.message()
         frames = self._transport.turn(turn)

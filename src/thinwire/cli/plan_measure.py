@@ -118,8 +118,8 @@ def _same(wire: DistributedTransport, peer: int, took: float) -> float:
         wire.turn(Turn((Post(peer, frame, n),)))
         wire.flush()
         return took
-    (frame,) = wire.turn(Turn((), (Take(peer, n),)))
-    (said,) = struct.unpack("<d", frame[HEADER:])
+    (heard,) = wire.turn(Turn((), (Take(peer, n),)))
+    (said,) = struct.unpack("<d", heard[HEADER:])
     return float(said)
 
 

@@ -15,6 +15,7 @@ from thinwire import host
 from thinwire.elastic.history import Generation, History
 from thinwire.errors import FrameError
 from thinwire.exchange.agree import HELLO_BOUND, difference
+from thinwire.host import Bytes
 from thinwire.outer import OuterState
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import Reader, as_bytes, as_tensor
@@ -174,7 +175,7 @@ class Record:
         body = b"".join((len(meta).to_bytes(8, "little"), meta, *map(as_bytes, tensors)))
         return seal(Kind.VECTOR, Address(run, 0, rank, STATE_PART), body)
 
-    def unseal(self, frame: bytes, run: int, rank: int) -> Record:
+    def unseal(self, frame: Bytes, run: int, rank: int) -> Record:
         """Returns what such a frame tells, in the shapes of this record.
 
         Raises:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from thinwire import host
 from thinwire.errors import ConfigError, FrameError
+from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.wire.body import Reader, as_bytes
+from thinwire.wire.body import Reader
 from thinwire.wire.frame import HEADER, Address, Kind, seal, unseal
 
 Said = dict[str, Any]
@@ -175,7 +176,7 @@ def broadcast(
     """
     address, bound = Address(run, round, ROOT, part), HEADER + 4 * len(vector)
     if rank == ROOT:
-        frame = seal(Kind.VECTOR, address, as_bytes(vector))
+        frame = seal(Kind.VECTOR, address, host.bytes_of(vector))
         yield from turn(tuple(Post(other, frame, bound) for other in range(1, N)))
         return vector
     frames = yield from turn(takes=(Take(ROOT, bound),))
@@ -186,11 +187,11 @@ def broadcast(
     return values
 
 
-def _sealed(kind: Kind, said: Said, at: Address) -> bytes:
+def _sealed(kind: Kind, said: Said, at: Address) -> Bytes:
     return seal(kind, at, json.dumps(said).encode())
 
 
-def _read(frame: bytes, at: Address) -> Said:
+def _read(frame: Bytes, at: Address) -> Said:
     try:
         _, body = unseal(frame, at, Kind.HELLO)
         said = json.loads(bytes(body))

@@ -12,9 +12,10 @@ from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
-from thinwire.exchange.hear import ALL_RANKS, divisor, from_all, to_all
+from thinwire.exchange.hear import ALL_RANKS, divisor, heard_from_all
 from thinwire.flat import Spans
-from thinwire.transport.base import Reduce, turn
+from thinwire.host import Bytes
+from thinwire.transport.base import Reduce
 from thinwire.wire.frame import HEADER, Kind, unseal
 
 FINE = (1 << 32) - 1
@@ -44,18 +45,20 @@ class AllReduce(Exchange):
         return {}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+        first_nonfinite = kernels.active(here.device).first_nonfinite
+        own = first_nonfinite(delta, here.spans.starts)
         total = yield Reduce(delta)
         assert isinstance(total, Tensor)
-        if kernels.active(here.device).first_nonfinite(total, here.spans.starts) >= 0:
+        if first_nonfinite(total, here.spans.starts) >= 0:
             # All ranks see it in the sum, so all come here and tell each other whose it is.
-            own = kernels.active(here.device).first_nonfinite(delta, here.spans.starts)
             body = (own if own >= 0 else FINE).to_bytes(ALARM_BODY, "little")
             alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
-            frames = yield from turn(to_all(alarm, here.N, bound), from_all(here.N, bound))
+            frames = yield from heard_from_all(alarm, here, bound)
             raise NonFiniteError(self._found(frames, total, here), here.round)
-        return total / divisor(here.N, total), mem
+        total /= divisor(here.N, total)
+        return total, mem
 
-    def _found(self, frames: list[bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
+    def _found(self, frames: list[Bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
         found = []
         for rank, frame in enumerate(frames):
             _, body = unseal(frame, here.address(rank), Kind.ALARM)

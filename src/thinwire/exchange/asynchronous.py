@@ -33,6 +33,7 @@ from thinwire.exchange.feedback import (
 from thinwire.exchange.hear import check_finite, listen
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.outer import Average, Outer, OuterState
 from thinwire.schedule import H_at
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
@@ -132,7 +133,7 @@ def reply_bound(here: Here) -> int:
     return max(anchor_bound(here.spans.d), HEADER + REFUSAL_BODY)
 
 
-def posts(replies: dict[int, bytes], here: Here) -> tuple[Post, ...]:
+def posts(replies: dict[int, Bytes], here: Here) -> tuple[Post, ...]:
     """Returns a post of each rank's reply."""
     return tuple(Post(rank, frame, reply_bound(here)) for rank, frame in replies.items())
 
@@ -204,7 +205,7 @@ class Desk:
         round = int(self.spoken[rank])
         return replace(here, rank=rank, round=round, key=replace(here.key, rank=rank, round=round))
 
-    def hear(self, frames: dict[int, bytes], at: dict[int, Here], outer: Outer, here: Here) -> Desk:
+    def hear(self, frames: dict[int, Bytes], at: dict[int, Here], outer: Outer, here: Here) -> Desk:
         """Returns the desk after x = outer(x, (sum of said) / N).
 
         Raises:
@@ -232,9 +233,9 @@ class Desk:
         touched = torch.where(changed(self.x, x), version, self.touched)
         return replace(self, x=x, version=version, touched=touched, outer=outer_state)
 
-    def replies(self, at: dict[int, Here], root: int) -> dict[int, bytes]:
+    def replies(self, at: dict[int, Here], root: int) -> dict[int, Bytes]:
         """Returns the frame that tells each of these ranks the model."""
-        frames = {}
+        frames: dict[int, Bytes] = {}
         for rank, place in at.items():
             since = int(self.heard[rank])
             news = (self.touched > since).nonzero().view(-1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from thinwire import host
 from thinwire.compress import Compressor
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.schedule import HSchedule
 from thinwire.transport.base import Answer, Ask
@@ -65,15 +66,15 @@ class Here:
         """Returns where a frame of that rank belongs, in this conversation or another part."""
         return Address(self.run, self.round, rank, self.part if part is None else part)
 
-    def seal(self, kind: Kind, body: bytes) -> bytes:
-        """Returns this worker's frame of that body."""
-        return seal(kind, self.address(self.rank), body)
+    def seal(self, kind: Kind, *body: Bytes) -> bytes:
+        """Returns this worker's frame of that body, which may come in pieces."""
+        return seal(kind, self.address(self.rank), *body)
 
     def key_of(self, rank: int) -> Key:
         """Returns the key under which that rank compressed its message."""
         return replace(self.key, rank=rank)
 
-    def reader(self, body: memoryview | bytes, rank: int) -> Reader:
+    def reader(self, body: Bytes, rank: int) -> Reader:
         """Returns a reader whose errors name that rank and this round."""
         return Reader(body, f"frame from rank {rank}, round {self.round}")
 
@@ -107,7 +108,7 @@ class Exchange(Value, ABC):
 
         Args:
             anchor: (d,) float32, the parameters all hold since the last round.
-            delta: (d,) float32, anchor - params.
+            delta: (d,) float32, anchor - params; it is the talk's own.
             mem: what `init` or the last round returned.
             here: where this worker stands.
 

@@ -12,6 +12,7 @@ from thinwire import host
 from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, Memory
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
+from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.frame import HEADER, Kind, unseal
 
@@ -84,7 +85,7 @@ def _frame(own: float | Refused, here: Here) -> bytes:
     return here.seal(Kind.REFUSAL, encode_refusal(own))
 
 
-def _number(frame: bytes, rank: int, here: Here) -> float | Refused:
+def _number(frame: Bytes, rank: int, here: Here) -> float | Refused:
     try:
         kind, body = unseal(frame, here.address(rank), Kind.NUMBER, Kind.REFUSAL)
         reader = here.reader(body, rank)

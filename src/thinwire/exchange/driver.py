@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thinwire.errors import ConfigError, FrameError, NonFiniteError, TransportError
+from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Reduce, Transport, Turn
 
 R = TypeVar("R")
@@ -84,7 +85,7 @@ def lockstep(talks: Sequence[AnyTalk[R]], observers: Sequence[Observer]) -> list
 class _LockStep(Generic[R]):
     def __init__(self, talks: Sequence[AnyTalk[R]], observers: Sequence[Observer]) -> None:
         self.talks, self.observers, self.N = talks, observers, len(talks)
-        self.mail: dict[tuple[int, int], deque[bytes]] = defaultdict(deque)
+        self.mail: dict[tuple[int, int], deque[Bytes]] = defaultdict(deque)
         self.asks: list[Ask | None] = [None] * self.N
         self.results: dict[int, R] = {}
 

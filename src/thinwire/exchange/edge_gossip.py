@@ -21,7 +21,7 @@ from thinwire.exchange.refusal import encode_refusal, refusal
 from thinwire.flat import Spans
 from thinwire.topology import RandomMatching, Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.wire.body import pack, unpack
+from thinwire.wire.body import in_pieces, unpack
 from thinwire.wire.frame import Kind, unseal
 
 
@@ -112,10 +112,10 @@ class EdgeGossip(Stepping):
             said = C.decompress(payload)
             met = met if len(met.first[0]) else replace(met, first=(mine - x, said))
             met.replicas[f"mine/{j}"] = mine - said
-            posts.append(Post(j, here.seal(Kind.SAID, pack(payload, C)), bound))
+            posts.append(Post(j, here.seal(Kind.SAID, *in_pieces(payload, C)), bound))
         frames = yield from turn(tuple(posts), takes)
-        for j, frame in zip(others, frames, strict=True):
-            kind, body = unseal(frame, here.address(j), Kind.SAID, Kind.REFUSAL)
+        for j, told in zip(others, frames, strict=True):
+            kind, body = unseal(told, here.address(j), Kind.SAID, Kind.REFUSAL)
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
                 raise refusal(reader, here)

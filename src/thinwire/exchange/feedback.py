@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from thinwire import host, kernels
-from thinwire.compress import Compressor, Payload
+from thinwire.compress import Codes, Compressor, Payload
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Here, Memory
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.kernels import Owed
 from thinwire.value import Value, in_range, one_of
-from thinwire.wire.body import pack
+from thinwire.wire.body import in_pieces
 from thinwire.wire.frame import HEADER, Kind
 
 ALARM_BODY = 4
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Saying:
         residual: u - said, what is still owed; None where feedback is off.
     """
 
-    frame: bytes
+    frame: Bytes
     payload: Payload | None = None
     residual: Tensor | None = None
 
@@ -137,15 +139,36 @@ def say_owed(u: Tensor | Owed, here: Here) -> Saying:
         broken = kernels.active(here.device).first_nonfinite(u, here.spans.starts)
     kept = C.keep(u, here.key, here.spans) if broken < 0 else None
     payload = None
-    if kept is not None:
+    if kept is not None and (C.sparsifier.sees_nonfinite or kept.values is not u):
         broken = first_broken(kept.index, kept.values, here)
     if kept is not None and broken < 0:
         payload = C.payload_of(kept)
-        # Finite values whose rotation or rescaling may not be.
-        broken = first_broken(payload.index, C.values(payload), here)
+        broken = broken_by_saying(payload, kept.values, here)
     if broken >= 0 or payload is None:
         return alarm(broken, here)
-    return Saying(here.seal(Kind.SAID, pack(payload, C)), payload)
+    return Saying(here.seal(Kind.SAID, *in_pieces(payload, C)), payload)
+
+
+def broken_by_saying(payload: Payload, kept: Tensor, here: Here) -> int:
+    """Returns the tensor of the first value that is not finite as it is said, -1 where all are.
+
+    Finite values may be no more when they are rotated or rescaled.
+
+    Args:
+        payload: what is said.
+        kept: (n,) float32, the finite values it says.
+        here: where this worker stands.
+    """
+    C, said = here.compressor, payload.values
+    if said is kept:
+        return -1
+    steps = C.quantizer.steps(said, payload.layout) if isinstance(said, Codes) else None
+    if steps is not None and len(steps.lows):
+        # What codes stand for lies between the first and the last: no need to look at each.
+        ends = torch.stack([steps.lows, steps.lows + C.quantizer.top * steps.steps])
+        if float(ends.abs().max()) < LARGEST:
+            return -1
+    return first_broken(payload.index, C.values(payload), here)
 
 
 def first_broken(index: Tensor | None, values: Tensor, here: Here) -> int:

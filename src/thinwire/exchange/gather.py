@@ -18,9 +18,8 @@ from thinwire.exchange.feedback import (
     said_bound,
     say,
 )
-from thinwire.exchange.hear import from_all, hear, heard, to_all
+from thinwire.exchange.hear import hear, heard, heard_from_all
 from thinwire.flat import Spans
-from thinwire.transport.base import turn
 from thinwire.value import of_kind
 
 
@@ -54,5 +53,5 @@ class Gather(Exchange):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         saying = say(delta, mem, here, self.feedback)
         bound = said_bound(here)
-        frames = yield from turn(to_all(saying.frame, here.N, bound), from_all(here.N, bound))
+        frames = yield from heard_from_all(saying.frame, here, bound)
         return heard(hear(frames, here), here), keep(mem, saying.residual)

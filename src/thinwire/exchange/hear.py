@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from torch import Tensor
 
 from thinwire import kernels
 from thinwire.errors import NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
-from thinwire.transport.base import Post, Take
+from thinwire.host import Bytes
+from thinwire.transport.base import Answer, Ask, Post, Take, Turn
 from thinwire.wire.body import Reader, unpack
 from thinwire.wire.frame import Kind, unseal
 
@@ -16,7 +19,7 @@ ALL_RANKS = -1
 """The rank that a NonFiniteError names when only the sum over ranks is not finite."""
 
 
-def hear(frames: list[bytes], here: Here) -> list[memoryview]:
+def hear(frames: list[Bytes], here: Here) -> list[memoryview]:
     """Returns the bodies of all ranks' messages, in rank order.
 
     Args:
@@ -33,7 +36,7 @@ def hear(frames: list[bytes], here: Here) -> list[memoryview]:
     return [body for body, _ in each]
 
 
-def listen(frame: bytes, rank: int, here: Here) -> tuple[memoryview, str | None]:
+def listen(frame: Bytes, rank: int, here: Here) -> tuple[memoryview, str | None]:
     """Returns the body of that rank's message, and the tensor that an alarm names.
 
     Raises:
@@ -89,9 +92,26 @@ def heard(bodies: list[memoryview], here: Here) -> Tensor:
     return direction
 
 
-def to_all(frame: bytes, N: int, bound: int) -> tuple[Post, ...]:
+def to_all(frame: Bytes, N: int, bound: int) -> tuple[Post, ...]:
     """Returns posts of one frame to every rank, the speaker among them."""
     return tuple(Post(rank, frame, bound) for rank in range(N))
+
+
+def all_say(frame: Bytes, rank: int, N: int, bound: int) -> Turn:
+    """Returns the turn in which every rank says one frame to every rank, itself among them.
+
+    Each speaks to the right and hears from the left, the nearest first, so that large frames go
+    from one to one: senders that crowd a line lose some of it.
+    """
+    posts = tuple(Post((rank + hop) % N, frame, bound) for hop in range(N))
+    return Turn(posts, tuple(Take((rank - hop) % N, bound) for hop in range(N)))
+
+
+def heard_from_all(frame: Bytes, here: Here, bound: int) -> Generator[Ask, Answer, list[Bytes]]:
+    """Says a frame to all, and returns the frames that all said, in rank order."""
+    frames = yield all_say(frame, here.rank, here.N, bound)
+    assert isinstance(frames, list)
+    return [frames[(here.rank - rank) % here.N] for rank in range(here.N)]
 
 
 def from_all(N: int, bound: int) -> tuple[Take, ...]:

@@ -27,6 +27,7 @@ from thinwire.exchange.feedback import (
 )
 from thinwire.exchange.hub_rules import Counting, Downlink, Exact, LiveCount, Staleness, Stream
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.keys import SHARED, Key
 from thinwire.outer import Average, Outer
 from thinwire.transport.base import Post, Take, turn
@@ -151,7 +152,7 @@ class Hub(Exchange):
 
 
 def decoded(
-    frame: bytes, address: Address, divisor: float, here: Here
+    frame: Bytes, address: Address, divisor: float, here: Here
 ) -> tuple[Tensor | None, Tensor]:
     """Returns (index, said / divisor) of a worker's message, as the hub and its workers step.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from thinwire import host
 from thinwire.exchange.base import Here, Memory
-from thinwire.wire.body import as_bytes
+from thinwire.host import Bytes
 from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, part_of, seal
 
 
@@ -61,15 +61,15 @@ class Mending:
         """Whether its neighbours tell it their replicas in this round, if they heard its plea."""
         return self.rounds > 0 and not self.pleads
 
-    def with_replica(self, frame: bytes, here: Here) -> dict[int, bytes]:
+    def with_replica(self, frame: Bytes, here: Here) -> dict[int, Bytes]:
         """Returns this worker's message, its replica before it, for each that asked for that."""
         if not self.asked:
             return {}
         at = here.address(here.rank, REPAIR_PART)
-        told = seal(Kind(frame[3]), at, as_bytes(self.replica) + frame[HEADER:])
+        told = seal(Kind(frame[3]), at, host.bytes_of(self.replica), frame[HEADER:])
         return dict.fromkeys(self.asked, told)
 
-    def is_told(self, frame: bytes) -> bool:
+    def is_told(self, frame: Bytes) -> bool:
         """Returns whether that frame of a neighbour should hold its replica."""
         return self.awaits and part_of(frame) == REPAIR_PART
 

@@ -17,9 +17,10 @@ from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.mending import Mending
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
+from thinwire.host import Bytes
 from thinwire.topology import Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.wire.body import pack, unpack
+from thinwire.wire.body import in_pieces, unpack
 from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, unseal
 
 SPOKEN = (Kind.SAID, Kind.PLEA)
@@ -83,7 +84,7 @@ def mix(
     plead = mending is not None and mending.pleads
     own, frame, error = _own_message(v, here, silent, plead, v if beside is None else beside)
     bound, to_all = bound_of(here, mending is not None), hearers(here, topology)
-    frames_to = dict.fromkeys(to_all, frame)
+    frames_to: dict[int, Bytes] = dict.fromkeys(to_all, frame)
     if mending is not None and error is None:
         frames_to |= mending.with_replica(frame, here)
     posts = tuple(Post(to, frame, bound) for to, frame in frames_to.items())
@@ -96,7 +97,7 @@ def mix(
 
 def _fold(
     own: Payload | None,
-    told: dict[int, bytes],
+    told: dict[int, Bytes],
     row: dict[int, float],
     here: Here,
     mending: Mending | None,
@@ -167,7 +168,7 @@ def _own_message(
         error = NonFiniteError([(here.rank, ALL_TENSORS)], here.round)
         return None, here.seal(Kind.REFUSAL, encode_refusal(error)), error
     kind = Kind.PLEA if plead else Kind.SAID
-    return own, here.seal(kind, pack(own, here.compressor)), None
+    return own, here.seal(kind, *in_pieces(own, here.compressor)), None
 
 
 def check_graph(topology: Topology, N: int, whose: str, differences: bool) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from thinwire import host
@@ -31,12 +32,13 @@ from thinwire.exchange.feedback import (
 from thinwire.exchange.hear import divisor, hear, heard
 from thinwire.exchange.segments import Takes, Trouble, cut, place, relayed
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.value import of_kind, one_of
 from thinwire.value import whole as whole_number
 
-Summed = Generator[Ask, Answer, tuple[Tensor, Tensor]]
-"""A talk that returns (direction, e), e what each entry still owes."""
+Summed = Generator[Ask, Answer, Tensor]
+"""A talk that returns the direction, and puts into e what each entry still owes."""
 Form = Literal["ring", "two-phase", "gather", "auto"]
 
 
@@ -128,78 +130,94 @@ class Ring(Exchange):
         if form == "gather":
             return (yield from self._gather(delta, mem, here))
         u = self.feedback.owed(delta, mem)
+        e = host.empty(len(u), device=u.device) if isinstance(self.feedback, Feedback) else None
         talk = self._ring if form == "ring" else self._two_phase
-        direction, e = yield from talk(u, here)
-        return direction, {"residual": e} if isinstance(self.feedback, Feedback) else mem
+        return (yield from talk(u, e, here)), keep(mem, e)
 
-    def _ring(self, u: Tensor, here: Here) -> Summed:
+    def _ring(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
         right, left = (r + 1) % N, (r - 1) % N
-        e, direction = (host.empty(len(u), device=u.device) for _ in range(2))
+        direction = host.empty(len(u), device=u.device)
         pieces, takes = relayed(here, self.pipeline)
         trouble = Trouble(here)
         trouble.own(u)
         for hop in range(N):
             for piece in pieces[(r - hop) % N]:
-                z = u[piece.low : piece.high]
+                at = slice(piece.low, piece.high)
+                z, v = u[at], direction[at]
                 if hop:
                     (frame,) = yield from takes.turn(1)
-                    z = trouble.hear(frame, piece, left) + z
-                frame, v = trouble.speak(z, piece)
-                e[piece.low : piece.high] = z - v
-                if hop == N - 1:
-                    direction[piece.low : piece.high] = v / divisor(N, v)
+                    z = piece.here.zeros()
+                    trouble.hear(frame, piece, left, z)
+                    z += u[at]
+                last = hop == N - 1
+                said = trouble.speak(z, piece, v if last or e is not None else None)
+                if e is not None:
+                    e[at] = z - v
+                if last:
+                    v /= divisor(N, v)
                 if N > 1:
-                    yield from takes.turn(0, (Post(right, frame, piece.bound),))
+                    yield from takes.turn(0, (Post(right, said, piece.bound),))
         for hop in range(N - 1):
             segment = (r - hop) % N
             for piece in pieces[segment]:
                 (frame,) = yield from takes.turn(1)
+                v = direction[piece.low : piece.high].zero_()
                 # The owner of a segment is the last to sum it, one left of where it started.
-                v = trouble.hear(frame, piece, (segment - 1) % N)
-                direction[piece.low : piece.high] = v / divisor(N, v)
+                trouble.hear(frame, piece, (segment - 1) % N, v)
+                v /= divisor(N, v)
                 if hop < N - 2:
                     yield from takes.turn(0, (Post(right, frame, piece.bound),))
         trouble.end()
-        return direction, e
+        return direction
 
-    def _two_phase(self, u: Tensor, here: Here) -> Summed:
+    def _two_phase(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
-        e, direction = (host.empty(len(u), device=u.device) for _ in range(2))
+        direction = host.empty(len(u), device=u.device)
         trouble = Trouble(here)
         trouble.own(u)
-        others = [(r + hop) % N for hop in range(1, N)]
+        # Each speaks to one and hears one at a time: to the right, and from the left.
+        right, left = ([(r + way * hop) % N for hop in range(1, N)] for way in (1, -1))
         pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
-        summed = [Take(rank, p.bound) for p in pieces[r] for rank in range(N) if rank != r]
-        takes = Takes([*summed, *(Take(g, p.bound) for g in others for p in pieces[g])])
-        for owner in others:
+        summed = [Take(rank, piece.bound) for rank in left for piece in pieces[r]]
+        takes = Takes([*summed, *(Take(g, piece.bound) for g in left for piece in pieces[g])])
+        for owner in right:
             for piece in pieces[owner]:
-                z = u[piece.low : piece.high]
-                frame, said = trouble.speak(z, piece)
-                e[piece.low : piece.high] = z - said
-                yield from takes.turn(0, (Post(owner, frame, piece.bound),))
+                at = slice(piece.low, piece.high)
+                said = trouble.speak(u[at], piece, None if e is None else e[at])
+                if e is not None:
+                    torch.sub(u[at], e[at], out=e[at])
+                yield from takes.turn(0, (Post(owner, said, piece.bound),))
+        told: dict[tuple[int, int], Bytes] = {}
+        for rank in left[:-1]:
+            for piece in pieces[r]:
+                (told[rank, piece.low],) = yield from takes.turn(1)
         for piece in pieces[r]:
-            frames = yield from takes.turn(N - 1)
-            told = dict(zip((rank for rank in range(N) if rank != r), frames, strict=True))
-            t = piece.here.zeros()
+            at = slice(piece.low, piece.high)
+            for rank in left[-1:]:
+                (told[rank, piece.low],) = yield from takes.turn(1)
+            t, w = piece.here.zeros(), direction[at]
             for rank in range(N):
-                own = u[piece.low : piece.high]
-                t += own if rank == r else trouble.hear(told[rank], piece, rank)
-            frame, w = trouble.speak(t / divisor(N, t), piece)
-            e[piece.low : piece.high] = t - N * w
-            direction[piece.low : piece.high] = w
-            yield from takes.turn(0, tuple(Post(rank, frame, piece.bound) for rank in others))
-        for owner in others:
+                if rank == r:
+                    t += u[at]
+                else:
+                    trouble.hear(told.pop((rank, piece.low)), piece, rank, t)
+            said = trouble.speak(t / divisor(N, t), piece, w)
+            if e is not None:
+                e[at] = t - N * w
+            yield from takes.turn(0, tuple(Post(rank, said, piece.bound) for rank in right))
+        for owner in left:
             for piece in pieces[owner]:
                 (frame,) = yield from takes.turn(1)
-                direction[piece.low : piece.high] = trouble.hear(frame, piece, owner)
+                w = direction[piece.low : piece.high].zero_()
+                trouble.hear(frame, piece, owner, w)
         trouble.end()
-        return direction, e
+        return direction
 
     def _gather(self, delta: Tensor, mem: Memory, here: Here) -> Talk:
         N, r = here.N, here.rank
         saying, bound = say(delta, mem, here, self.feedback), said_bound(here)
-        frames = {r: saying.frame}
+        frames: dict[int, Bytes] = {r: saying.frame}
         for hop in range(1, N):
             yield from turn((Post((r + 1) % N, frames[(r - hop + 1) % N], bound),))
             (frames[(r - hop) % N],) = yield from turn(takes=(Take((r - 1) % N, bound),))

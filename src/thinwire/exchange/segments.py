@@ -6,19 +6,25 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from thinwire import host, kernels
+from thinwire.compress import Payload
 from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
+from thinwire.exchange.feedback import broken_by_saying, first_broken
 from thinwire.exchange.hear import ALL_RANKS
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
+from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
-from thinwire.wire.body import Reader, as_bytes, pack, unpack
+from thinwire.wire.body import Reader, as_bytes, in_pieces, unpack
 from thinwire.wire.frame import BUFFER_PART, HEADER, Kind, unseal
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Piece:
 
 
 AHEAD = 16
-"""Takes that a turn says are coming: as many pieces may be on their way to one worker."""
+"""Takes that a turn says are coming, of which a transport begins as many as it likes."""
 
 
 class Takes:
@@ -61,7 +67,7 @@ class Takes:
 
     def turn(
         self, count: int = 0, posts: tuple[Post, ...] = ()
-    ) -> Generator[Ask, Answer, list[bytes]]:
+    ) -> Generator[Ask, Answer, list[Bytes]]:
         """Yields a turn with these posts and the next so many takes; returns their frames."""
         now = tuple(self._left.popleft() for _ in range(count))
         return (yield from turn(posts, now, tuple(islice(self._left, AHEAD))))
@@ -126,7 +132,8 @@ class Trouble:
 
     def own(self, u: Tensor) -> None:
         """Notes whether this worker's own vector holds a NaN or an infinity."""
-        self._note(u, self._here, self._here.rank)
+        broken = first_broken(None, u, self._here)
+        self._note(broken, self._here, self._here.rank)
 
     @property
     def error(self) -> NonFiniteError | FrameError | None:
@@ -137,49 +144,48 @@ class Trouble:
             return NonFiniteError(own or sorted(self._found), self._here.round)
         return self._frame
 
-    def hear(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
-        """Returns what a frame of this piece says, zeros where it says that something is wrong.
+    def hear(self, frame: Bytes, piece: Piece, speaker: int, total: Tensor) -> None:
+        """Adds to a sum what a frame of this piece says: nothing where it tells of trouble.
 
         Args:
             frame: what arrived.
             piece: which piece it must be of.
             speaker: who sealed it.
+            total: the piece's entries, float32, a sum that began at +0.
         """
         here = piece.here
 
-        def decode(reader: Reader) -> Tensor:
-            key = piece.key_of(speaker)
-            payload = unpack(reader, here.compressor, here.spans, key, here.device)
-            return here.compressor.decompress(payload)
+        def decode(reader: Reader) -> Payload:
+            return unpack(reader, here.compressor, here.spans, piece.key_of(speaker), here.device)
 
         said = self._read(frame, piece, speaker, decode)
-        return here.zeros() if said is None else said
+        if said is not None:
+            here.compressor.accumulate(total, said)
 
-    def hear_bits(self, frame: bytes, piece: Piece, speaker: int) -> Tensor:
+    def hear_bits(self, frame: Bytes, piece: Piece, speaker: int) -> Tensor:
         """Returns the bits a frame of this piece says, (n,) int32; the same otherwise."""
         n, device = piece.high - piece.low, piece.here.device
         bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n, device))
         return torch.zeros(n, dtype=torch.int32, device=device) if bits is None else bits
 
-    def speak(self, z: Tensor, piece: Piece) -> tuple[bytes, Tensor]:
-        """Returns the frame that says C(z), and v = C(z) as its hearers decode it.
-
-        With trouble the frame says that instead.
+    def speak(self, z: Tensor, piece: Piece, v: Tensor | None = None) -> bytes:
+        """Returns the frame that says C(z), or the trouble.
 
         Args:
             z: the piece's entries, float32.
             piece: which piece.
+            v: where C(z) is put, as its hearers decode it; None for nowhere.
         """
-        here = piece.here
-        self._note(z, here, ALL_RANKS)
+        here, C = piece.here, piece.here.compressor
+        self._note(first_broken(None, z, here), here, ALL_RANKS)
+        if self.error is None:
+            payload = C.compress(z, here.key, here.spans)
+            self._note(broken_by_saying(payload, z, here), here, ALL_RANKS)
         if self.error is not None:
-            return here.seal(Kind.REFUSAL, encode_refusal(self.error)), z
-        payload = here.compressor.compress(z, here.key, here.spans)
-        v = here.compressor.decompress(payload)
-        self._note(v, here, ALL_RANKS)
-        if self.error is not None:
-            return here.seal(Kind.REFUSAL, encode_refusal(self.error)), z
-        return here.seal(Kind.SAID, pack(payload, here.compressor)), v
+            return here.seal(Kind.REFUSAL, encode_refusal(self.error))
+        if v is not None:
+            C.accumulate(v.zero_(), payload)
+        return here.seal(Kind.SAID, *in_pieces(payload, C))
 
     def speak_bits(self, bits: Tensor, piece: Piece) -> bytes:
         """Returns the frame that says these bits, (n,) int32, or the trouble."""
@@ -193,8 +199,8 @@ class Trouble:
             raise self.error
 
     def _read(
-        self, frame: bytes, piece: Piece, speaker: int, decode: Callable[[Reader], Tensor]
-    ) -> Tensor | None:
+        self, frame: Bytes, piece: Piece, speaker: int, decode: Callable[[Reader], R]
+    ) -> R | None:
         here = piece.here
         try:
             kind, body = unseal(frame, here.address(speaker), Kind.SAID, Kind.REFUSAL)
@@ -212,8 +218,7 @@ class Trouble:
             self._frame = self._frame or heard
         return None
 
-    def _note(self, z: Tensor, here: Here, rank: int) -> None:
-        broken = kernels.active(here.device).first_nonfinite(z, here.spans.starts)
+    def _note(self, broken: int, here: Here, rank: int) -> None:
         if broken >= 0:
             self._found.add((rank, tensor_name(here, broken)))
 

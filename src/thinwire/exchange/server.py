@@ -28,6 +28,7 @@ from thinwire.exchange.feedback import (
 from thinwire.exchange.hear import from_all, hear, heard, to_all
 from thinwire.exchange.refusal import encode_refusal, refusal
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.transport.base import Post, Take, turn
 from thinwire.value import of_kind, whole
 from thinwire.wire.frame import Kind, unseal
@@ -98,7 +99,7 @@ class Server(Exchange):
         return direction, keep(mem, saying.residual)
 
     def _answer(
-        self, frames: list[bytes], mem: Memory, here: Here
+        self, frames: list[Bytes], mem: Memory, here: Here
     ) -> tuple[bytes, tuple[Tensor, Memory] | NonFiniteError | FrameError]:
         try:
             bodies = hear(frames, here)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from thinwire.errors import FrameError, TransportError
 from thinwire.exchange.anchors import HEAD, Head
+from thinwire.host import Bytes
 from thinwire.hub import rpc
 from thinwire.hub.dial import Dial, HubRefused, Waits
 from thinwire.hub.hub_pb2 import (
@@ -60,7 +61,7 @@ class HubTransport:
         self._call: Any = None
         self._words: queue.SimpleQueue[Up | None] = queue.SimpleQueue()
         self._beat: Beats | None = None
-        self._asked: list[bytes] = []
+        self._asked: list[Bytes] = []
         self._description = json.dumps(description)
         welcome = self._connect(Waits(dial))
         self._description = ""
@@ -69,16 +70,16 @@ class HubTransport:
         self.told = len(self._first)
         self.version = head_of(self._first).version
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Sends the update and returns the hub's answer, through any number of hubs' lives."""
         for post in turn.posts:
             kind = post.frame[3]
             if kind == Kind.HELLO:
                 self._asked = self._judged()
             elif kind == Kind.ALARM:
-                self._alarm(post.frame)
+                self._alarm(bytes(post.frame))
             else:
-                self._asked = [self._update(post.frame)]
+                self._asked = [self._update(bytes(post.frame))]
         return [self._asked.pop(0) for _ in turn.takes]
 
     def reduce(self, vector: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class HubTransport:
         self._hang_up()
         self._channel.close()
 
-    def _judged(self) -> list[bytes]:
+    def _judged(self) -> list[Bytes]:
         """The hub compared settings when this worker joined: its verdict, and its model."""
         verdict = json.dumps({"error": None, "run": self.run, "equal": False}).encode()
         model, self._first = self._first[HEADER + HEAD :], b""
@@ -228,7 +229,7 @@ def words_of(words: queue.SimpleQueue[Up | None]) -> Iterator[Up]:
         yield word
 
 
-def head_of(frame: bytes) -> Head:
+def head_of(frame: Bytes) -> Head:
     """Returns the head of an ANCHOR frame.
 
     Raises:

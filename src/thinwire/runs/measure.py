@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thinwire.exchange.anchors import Head
+from thinwire.host import Bytes
 from thinwire.report import RoundReport
 from thinwire.runs.log import RunLog
 from thinwire.shell import LocalSGD
@@ -79,7 +80,7 @@ class Measured:
         anchor = self._optimizer.anchor
         self._delta = norm(anchor - self._optimizer.progress(anchor))
 
-    def _saw(self, frame: bytes, made: bool) -> None:
+    def _saw(self, frame: Bytes, made: bool) -> None:
         kind = kind_of(frame)
         if made and kind in UP:
             self.classes.update(self._sections(frame, kind))
@@ -87,7 +88,7 @@ class Measured:
             head = Head.read(Reader(memoryview(frame)[HEADER:], "reply"))
             self._staleness = head.version - head.since - head.taken
 
-    def _sections(self, frame: bytes, kind: str) -> dict[str, int]:
+    def _sections(self, frame: Bytes, kind: str) -> dict[str, int]:
         o, part = self._optimizer, part_of(frame)
         told = None
         if kind in PAYLOADS and part != BUFFER_PART:

@@ -6,6 +6,7 @@ from collections import deque
 
 from torch import Tensor
 
+from thinwire.host import Bytes
 from thinwire.transport.base import Turn
 
 
@@ -16,9 +17,9 @@ class Alone:
     size = 1
 
     def __init__(self) -> None:
-        self._own: deque[bytes] = deque()
+        self._own: deque[Bytes] = deque()
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Returns what was posted to oneself."""
         self._own.extend(post.frame for post in turn.posts)
         return [self._own.popleft() for _ in turn.takes]

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from thinwire.host import Bytes
+
 
 @dataclass(frozen=True)
 class Post:
@@ -20,7 +22,7 @@ class Post:
     """
 
     to: int
-    frame: bytes
+    frame: Bytes
     bound: int
 
 
@@ -43,7 +45,7 @@ class Turn:
 
     Args:
         posts: to start.
-        takes: to wait for.
+        takes: to wait for; where frames are large, a transport asks for them in this order.
         coming: what later turns will take, in order; a transport may make room for it now, so
             that nobody's frame waits to be asked for. Some of it, or none, changes no answer.
     """
@@ -55,7 +57,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reduce:
-    """Sum this vector over all ranks by the engine's own all-reduce, in an order of its choice."""
+    """Sum this vector over all ranks by the engine's own all-reduce, in an order of its choice.
+
+    The vector is the transport's from then on: it may be where the sum is taken.
+    """
 
     vector: Tensor
 
@@ -63,13 +68,13 @@ class Reduce:
 Ask = Turn | Reduce
 """What a round yields."""
 
-Answer = list[bytes] | Tensor
+Answer = list[Bytes] | Tensor
 """What it is answered: the frames of a `Turn`, or the sum of a `Reduce`."""
 
 
 def turn(
     posts: tuple[Post, ...] = (), takes: tuple[Take, ...] = (), coming: tuple[Take, ...] = ()
-) -> Generator[Ask, Answer, list[bytes]]:
+) -> Generator[Ask, Answer, list[Bytes]]:
     """Yields one turn and returns its frames; a post starts on its way at once, unawaited."""
     frames = yield Turn(posts, takes, coming)
     assert isinstance(frames, list)
@@ -83,7 +88,7 @@ class Transport(Protocol):
     rank: int
     size: int
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take, and returns the frames in the takes' order.
 
         Raises:
@@ -94,7 +99,7 @@ class Transport(Protocol):
         ...
 
     def reduce(self, vector: Tensor) -> Tensor:
-        """Returns the sum of `vector` over all ranks."""
+        """Returns the sum of `vector` over all ranks, perhaps in its place."""
         ...
 
     def flush(self) -> None:

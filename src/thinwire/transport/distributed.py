@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from thinwire import host
 from thinwire.errors import ConfigError, FrameError, PeerLost, RoundTimeout, TransportError
+from thinwire.host import Bytes
 from thinwire.transport.base import Post, Take, Turn
+from thinwire.transport.messages import Cutting, Window
 
-ONE_MESSAGE = 1 << 26
-"""Up to this bound a frame is one message; above, a header and then exactly the rest.
+MESSAGE = Cutting(first=1 << 18, each=1 << 18, unread=8)
+"""Of Gloo, which aborts the process that receives more than it asked for, and does not say when it
+got less: who receives asks for what the bound allows until it has read how long the frame is."""
+LINE = 64
+"""Bytes of a cache line: where a frame's body begins on one, its values are read where they lie."""
 
-Gloo aborts the process that receives more than it posted, and does not say when it got less. So
-a receiver either posts the bound both sides know, or learns the length first.
-"""
+
+@dataclass(eq=False)
+class _Coming:
+    """A frame on its way here.
+
+    Args:
+        take: what was asked for.
+        room: where its bytes come to lie.
+        n: its length, as far as is known.
+        asked: messages asked for, of which `on_way` have not come.
+    """
+
+    take: Take
+    room: Tensor
+    n: int | None = None
+    asked: int = 0
+    on_way: deque[tuple[Any, Tensor]] = field(default_factory=deque)
 
 
 class DistributedTransport:
@@ -44,7 +67,7 @@ class DistributedTransport:
         self,
         group: dist.ProcessGroup | None,
         header: int,
-        length: Callable[[bytes], int],
+        length: Callable[[Bytes], int],
         hard: float | None = None,
     ) -> None:
         given = dist.group.WORLD if group is None else group
@@ -56,38 +79,34 @@ class DistributedTransport:
         nccl = self.group.name() == "nccl"
         self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else None
         # NCCL matches sizes exactly: there, every frame is a header and then the rest.
-        self._one_message = 0 if nccl else ONE_MESSAGE
+        self._cutting = Cutting(header, sys.maxsize, 1) if nccl else MESSAGE
+        self._window = Window(time.monotonic)
         self.awaited: int | None = None
         self._hard = None if hard is None else timedelta(seconds=hard)
-        self._own: deque[bytes] = deque()
+        self._own: deque[Bytes] = deque()
         self._leaving: deque[tuple[Any, Tensor, int]] = deque()
-        self._coming: defaultdict[int, deque[tuple[Any, Tensor, int]]] = defaultdict(deque)
+        self._coming: defaultdict[int, deque[_Coming]] = defaultdict(deque)
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take, and returns the frames in the takes' order."""
         try:
             return self._turn(turn)
         except TransportError:
             self._own.clear()
             self._coming.clear()
+            self._window = Window(time.monotonic)
             raise
 
-    def _turn(self, turn: Turn) -> list[bytes]:
+    def _turn(self, turn: Turn) -> list[Bytes]:
         for post in turn.posts:
             self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
-        begun = [self._begun(take) for take in takes]
-        self._make_room(turn)
-        heads = [self._arrived(*one) for one in begun]
-        lengths = [self._checked(t, head) for t, head in zip(takes, heads, strict=True)]
-        known = list(zip(takes, lengths, heads, strict=True))
-        rests = deque(
-            self._begin(t.source, n - len(head)) for t, n, head in known if not self._whole(t)
-        )
-        arrived = deque(
-            bytes(head[:n]) if self._whole(t) else b"".join([head, self._arrived(*rests.popleft())])
-            for t, n, head in known
-        )
+        ahead = deque([*takes, *(t for t in turn.coming if t.source != self.rank)])
+        arrived: deque[Bytes] = deque()
+        for take in takes:
+            arrived.append(self._frame(take, ahead))
+            ahead.popleft()
+        self._ask(ahead)
         return [
             self._own.popleft() if t.source == self.rank else arrived.popleft() for t in turn.takes
         ]
@@ -102,9 +121,9 @@ class DistributedTransport:
             self._wait(work, to)
 
     def reduce(self, vector: Tensor) -> Tensor:
-        """Returns the sum over all ranks, in the engine's own order."""
+        """Returns the sum over all ranks, in the engine's own order, in the vector's place."""
         # Gloo sums on the host, NCCL on the device: the vector goes where the engine works.
-        total = vector.to(self._device or host.CPU, copy=True)
+        total = vector.to(self._device or host.CPU)
         try:
             self.group.allreduce([total]).wait()
         except RuntimeError as error:
@@ -118,71 +137,87 @@ class DistributedTransport:
             dist.all_reduce(each, dist.ReduceOp.MAX, group=self.group)
         return float(each)
 
-    def _whole(self, message: Post | Take) -> bool:
-        return message.bound <= self._one_message
-
-    def _checked(self, take: Take, head: memoryview) -> int:
-        try:
-            n = self._length(bytes(head[: self._header]))
-        except FrameError:
-            if self._whole(take):
-                return len(head)  # All of it is here: whoever unseals it refuses it.
-            raise
-        if n > take.bound:
-            if self._whole(take):
-                return len(head)
-            raise FrameError(
-                f"frame from rank {take.source} announces {n} bytes; at most {take.bound}"
-            )
-        return n
-
     def _post(self, post: Post) -> None:
         if post.to == self.rank:
             self._own.append(post.frame)
             return
-        if len(post.frame) > post.bound:
+        n = len(post.frame)
+        if n > post.bound:
             # Gloo would abort the receiving process.
-            raise FrameError(
-                f"frame to rank {post.to} has {len(post.frame)} bytes, above its bound {post.bound}"
-            )
-        frame = memoryview(post.frame)
-        at = len(frame) if self._whole(post) else self._header
-        for data in (frame[:at], frame[at:]):
-            if data:
-                tensor = self._tensor(data)
-                with _lost(post.to):
-                    work = self.group.send([tensor], post.to, 0)
-                self._leaving.append((work, tensor, post.to))
+            raise FrameError(f"frame to rank {post.to} has {n} bytes, above its bound {post.bound}")
+        frame = host.send(_tensor(post.frame), self._device or host.CPU)
+        for cut in self._cutting.cuts(n, post.bound):
+            with _lost(post.to):
+                work = self.group.send([frame[cut]], post.to, 0)
+            self._leaving.append((work, frame, post.to))
 
-    def _begin(self, source: int, n: int) -> tuple[Any, Tensor, int]:
-        """Makes room for a message of at most n bytes; it may have fewer, and says so itself."""
-        buffer = torch.empty(n, dtype=torch.uint8, device=self._device or host.CPU)
-        with _lost(source):
-            work = self.group.recv([buffer], source, 0) if n else None
-        return work, buffer, source
+    def _ask(self, ahead: Iterable[Take]) -> None:
+        """Asks for what comes next, in this order, as long as the window is open.
 
-    def _begun(self, take: Take) -> tuple[Any, Tensor, int]:
-        coming = self._coming[take.source]
-        if coming:
-            return coming.popleft()
-        return self._begin(take.source, take.bound if self._whole(take) else self._header)
-
-    def _make_room(self, turn: Turn) -> None:
-        """Begins to receive what is coming, of each source up to what comes in two messages."""
-        over = {t.source for t in turn.takes if not self._whole(t)} | {self.rank}
-        seen: defaultdict[int, int] = defaultdict(int)
-        for take in turn.coming:
-            if take.source in over or not self._whole(take):
-                over.add(take.source)
-                continue
+        Of the first it always asks for something.
+        """
+        seen: Counter[int] = Counter()
+        behind: set[int] = set()
+        for take in ahead:
+            if seen and not self._window.open:
+                break
+            coming = self._coming[take.source]
+            if len(coming) == seen[take.source]:
+                coming.append(_Coming(take, self._room(take.bound)))
+            # What a speaker says comes in order: first all of one frame, and then the next.
+            if take.source not in behind and not self._asked_for(
+                coming[seen[take.source]], not seen
+            ):
+                behind.add(take.source)
             seen[take.source] += 1
-            if seen[take.source] > len(self._coming[take.source]):
-                self._coming[take.source].append(self._begin(take.source, take.bound))
 
-    def _arrived(self, work: Any, buffer: Tensor, source: int) -> memoryview:
-        if work is not None:
-            self._wait(work, source)
-        return buffer.cpu().numpy().data
+    def _asked_for(self, frame: _Coming, awaited: bool) -> bool:
+        """Asks for messages of a frame, one at least if it is awaited; returns whether for all."""
+        bound = frame.take.bound
+        n = self._header if frame.n is None else frame.n
+        most = self._cutting.count(n, bound)
+        while frame.asked < most and (self._window.open or (awaited and not frame.on_way)):
+            piece = frame.room[self._cutting.cut(frame.asked, bound if frame.n is None else n)]
+            with _lost(frame.take.source):
+                work = self.group.recv([piece], frame.take.source, 0)
+            frame.on_way.append((work, piece))
+            frame.asked += 1
+            self._window.ask(len(piece))
+        return frame.n is not None and frame.asked == most
+
+    def _room(self, n: int) -> Tensor:
+        room = host.empty(n + LINE, torch.uint8, self._device or host.CPU)
+        before = -(room.data_ptr() + self._header) % LINE
+        return room[before : before + n]
+
+    def _frame(self, take: Take, ahead: Iterable[Take]) -> Bytes:
+        self._ask(ahead)
+        frame = self._coming[take.source][0]
+        while frame.on_way:
+            # They come in order. To wait for every one would wake this thread as often.
+            some = 1 if frame.n is None else (len(frame.on_way) + 1) // 2
+            for work, piece in reversed([frame.on_way.popleft() for _ in range(some)]):
+                self._wait(work, take.source)
+                self._window.came(len(piece))
+            if frame.n is None:
+                frame.n = self._checked(frame)
+            self._ask(ahead)
+        self._coming[take.source].popleft()
+        return frame.room[: frame.n].cpu().numpy().data
+
+    def _checked(self, frame: _Coming) -> int:
+        """Returns how long a frame is, of which the first message has come."""
+        bound, source = frame.take.bound, frame.take.source
+        whole = self._cutting.count(bound, bound) == frame.asked
+        try:
+            n = self._length(frame.room[: self._header].cpu().numpy().data)
+        except FrameError:
+            if whole:
+                return bound  # All of it is here: whoever unseals it refuses it.
+            raise
+        if n > bound and not whole:
+            raise FrameError(f"frame from rank {source} announces {n} bytes; at most {bound}")
+        return min(n, bound)
 
     def _wait(self, work: Any, rank: int) -> None:
         self.awaited = rank
@@ -193,9 +228,18 @@ class DistributedTransport:
                 work.wait(self._hard)
         self.awaited = None
 
-    def _tensor(self, data: memoryview) -> Tensor:
-        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return tensor if self._device is None else tensor.to(self._device)
+
+class _Shown:
+    """Shows bytes to torch, which asks for such as can be written; a sender only reads them."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._array = np.frombuffer(data, np.uint8)
+        at = self._array.ctypes.data
+        self.__array_interface__ = {**self._array.__array_interface__, "data": (at, False)}
+
+
+def _tensor(data: Bytes) -> Tensor:
+    return torch.from_numpy(np.asarray(_Shown(data)))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from thinwire.errors import ConfigError
+from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.link import Link, Port
 from thinwire.transport.base import Post, Take, Turn
@@ -54,7 +55,7 @@ class Paced:
     seed: int = 0
 
     def over(
-        self, header: int, length: Callable[[bytes], int], hard: float | None = None
+        self, header: int, length: Callable[[Bytes], int], hard: float | None = None
     ) -> PacedTransport:
         """Returns the live transport.
 
@@ -92,14 +93,15 @@ class PacedTransport:
         """The rank that is being waited for, None while none is."""
         return self._stamped.awaited
 
-    def turn(self, turn: Turn) -> list[bytes]:
+    def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take as long as the link would, in takes' order."""
         posts = tuple(self._stamp(post) for post in turn.posts)
         takes, coming = (
             tuple(Take(t.source, t.bound + STAMP) for t in some)
             for some in (turn.takes, turn.coming)
         )
-        frames, due = [], []
+        frames: list[Bytes] = []
+        due = []
         for take, frame in zip(takes, self._stamped.turn(Turn(posts, takes, coming)), strict=True):
             last, clock = _STAMP.unpack_from(frame)
             if clock != self._clock:

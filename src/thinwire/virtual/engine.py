@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
 from thinwire.errors import ConfigError, TransportError
 from thinwire.exchange.driver import Observer, check_bounds
+from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.link import Link, Port
 from thinwire.transport.base import Answer, Ask, Post, Reduce, Turn
@@ -50,7 +50,7 @@ class Flight(NamedTuple):
     late: float
     to: int
     n: int
-    frame: bytes
+    frame: Bytes
 
 
 class VirtualTime(Generic[R]):
@@ -112,14 +112,14 @@ class VirtualTime(Generic[R]):
         self._cost = [costs.setdefault(link, ({}, {})) for link in self.links]
         self._fickle = [bool(k.jitter or k.loss or k.drop) for k in self.links]
         self._flying: list[deque[Flight]] = [deque() for _ in range(self.N)]
-        self._mail: list[dict[int, list[tuple[float, bytes]]]] = [{} for _ in range(self.N)]
+        self._mail: list[dict[int, list[tuple[float, Bytes]]]] = [{} for _ in range(self.N)]
         self._ready = [0.0] * self.N
         self._asks: list[Ask | None] = [None] * self.N
         self._since = [0.0] * self.N
         self._missing: list[dict[int, int]] = [{} for _ in range(self.N)]
         self._in_order: dict[tuple[int, int], float] = {}
-        self._summing: dict[int, Tensor] = {}
-        self._sums: dict[int, Tensor] = {}
+        self._summing: dict[int, torch.Tensor] = {}
+        self._sums: dict[int, torch.Tensor] = {}
         self._heap: list[tuple[float, int]] = []
         self._results: dict[int, R] = {}
 

@@ -28,6 +28,7 @@ from thinwire.exchange import (
     Server,
 )
 from thinwire.exchange.consensus import ROOT
+from thinwire.exchange.hear import all_say
 from thinwire.exchange.marsit import PIECE
 from thinwire.exchange.over_graph import OverGraph, Stepping
 from thinwire.exchange.segments import places
@@ -94,8 +95,7 @@ def _server(exchange: Server, at: Place) -> Talk:
 
 def _gather(exchange: Gather, at: Place) -> Talk:
     said = Sized(at.sizes.whole)
-    posts = tuple(Post(rank, said, len(said)) for rank in range(at.N))
-    yield from turn(posts, tuple(Take(rank, len(said)) for rank in range(at.N)))
+    yield all_say(said, at.rank, at.N, len(said))
 
 
 def _all_reduce(exchange: AllReduce, at: Place) -> Talk:
@@ -131,16 +131,20 @@ def _hops(at: Place, pipeline: int, size: Callable[[int, int], int]) -> Talk:
 
 def _two_phase(at: Place, pipeline: int) -> Talk:
     N, r = at.N, at.rank
-    others = [(r + hop) % N for hop in range(1, N)]
+    right, left = ([(r + way * hop) % N for hop in range(1, N)] for way in (1, -1))
     cuts = _cuts(at.sizes, N, pipeline)
-    for owner in others:
+    for owner in right:
         for n in cuts[owner]:
             yield from turn((Post(owner, Sized(n), n),))
+    for rank in left[:-1]:
+        for n in cuts[r]:
+            yield from turn(takes=(Take(rank, n),))
     for n in cuts[r]:
-        yield from turn((), tuple(Take(rank, n) for rank in range(N) if rank != r))
+        for rank in left[-1:]:
+            yield from turn(takes=(Take(rank, n),))
         frame = Sized(n)
-        yield from turn(tuple(Post(rank, frame, n) for rank in others))
-    for owner in others:
+        yield from turn(tuple(Post(rank, frame, n) for rank in right))
+    for owner in left:
         for n in cuts[owner]:
             yield from turn(takes=(Take(owner, n),))
 

@@ -16,9 +16,13 @@ from thinwire import host, kernels
 from thinwire.compress import Codes, Compressor, Payload
 from thinwire.errors import FrameError
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.keys import Key
 
 T = TypeVar("T")
+
+VALUE = 4
+"""Bytes of a value, and of a scale."""
 
 
 class Reader:
@@ -29,7 +33,7 @@ class Reader:
         where: names the frame in errors.
     """
 
-    def __init__(self, body: memoryview | bytes, where: str) -> None:
+    def __init__(self, body: Bytes, where: str) -> None:
         self._view = memoryview(body)
         self._at = 0
         self.where = where
@@ -51,14 +55,14 @@ class Reader:
 
     def floats(self, n: int, what: str) -> Tensor:
         """Returns the next n float32, each finite."""
-        values = as_tensor(self.take(4 * n, what)).view(torch.float32)
+        values = as_tensor(self.take(4 * n, what), VALUE).view(torch.float32)
         if kernels.active().first_nonfinite(values, host.ints([0, n])) >= 0:
             self.fail(f"{what} holds a NaN or an infinity")
         return values
 
     def index(self, counts: Tensor, groups: Tensor, domains: Tensor, most: int) -> Tensor:
         """Returns the next index section, at most `most` bytes long: (sum counts,) int64."""
-        rest = as_tensor(self._view[self._at : self._at + most])
+        rest = as_tensor(self._view[self._at : self._at + most], VALUE)
         index, used, problem = kernels.active().decode_index(rest, counts, groups, domains)
         if index is None:
             self.fail(problem)
@@ -67,7 +71,7 @@ class Reader:
 
     def codes(self, n: int, width: int, top: int, what: str) -> Tensor:
         """Returns the next n codes of that width as they are packed, each at most `top`."""
-        packed = as_tensor(self.take(kernels.packed_bytes(n, width), what))
+        packed = as_tensor(self.take(kernels.packed_bytes(n, width), what), VALUE)
         largest = kernels.active().largest_code(packed, n, width)
         if largest < 0:
             self.fail(f"padding bits after the {what} are not zero")
@@ -78,7 +82,7 @@ class Reader:
     def coded(self, n: int, width: int, top: int, what: str) -> Tensor:
         """Returns the next n codes, which one byte says to be entropy-coded or not, packed."""
         most = 1 + kernels.packed_bytes(n, width)
-        rest = as_tensor(self._view[self._at : self._at + most])
+        rest = as_tensor(self._view[self._at : self._at + most], VALUE)
         packed, used, problem = kernels.active().decode_codes(rest, n, width, top)
         if packed is None:
             self.fail(problem)
@@ -95,20 +99,31 @@ class Reader:
         raise FrameError(f"{self.where}: {problem}")
 
 
-def as_tensor(data: memoryview | bytes) -> Tensor:
-    """Returns the bytes as (n,) uint8."""
+def as_tensor(data: Bytes, size: int = 8) -> Tensor:
+    """Returns the bytes as (n,) uint8: those that may be written as they are, of others a copy.
+
+    Args:
+        data: the bytes.
+        size: of the values that they will be viewed as.
+    """
     if not len(data):
         return host.empty(0, torch.uint8)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    view = memoryview(data)
+    if not view.readonly:
+        # What came over a wire is this reader's own.
+        tensor = torch.frombuffer(view, dtype=torch.uint8)
+        if tensor.data_ptr() % size == 0:
+            return tensor
+    return torch.frombuffer(bytearray(view), dtype=torch.uint8)
 
 
 def as_bytes(tensor: Tensor) -> bytes:
-    """Returns a tensor's bytes, little-endian."""
-    return host.bring(tensor).contiguous().numpy().tobytes()
+    """Returns a copy of a tensor's bytes, little-endian."""
+    return bytes(host.bytes_of(tensor))
 
 
 def pack(payload: Payload, compressor: Compressor) -> bytes:
-    """Returns the payload's body: index section, scales, then values.
+    """Returns the payload's body, its `in_pieces` end to end.
 
     Args:
         payload: what is said.
@@ -121,21 +136,33 @@ def pack(payload: Payload, compressor: Compressor) -> bytes:
         >>> len(body) <= C.nbytes(7850)
         True
     """
+    return b"".join(in_pieces(payload, compressor))
+
+
+def in_pieces(payload: Payload, compressor: Compressor) -> list[memoryview]:
+    """Returns the payload's body in pieces: index section, scales, then values.
+
+    They are the payload's own bytes, where it lies on the host; it must outlive them unchanged.
+
+    Args:
+        payload: what is said.
+        compressor: the operator that made it.
+    """
     at, sections = payload.layout, []
     if compressor.sparsifier.says_index:
         assert payload.index is not None
         index = host.bring(payload.index)
         index = kernels.active().encode_index(index, at.counts, at.groups, at.domains)
-        sections.append(as_bytes(index))
+        sections.append(host.bytes_of(index))
     if isinstance(payload.values, Codes):
         codes = payload.values
         packed = host.bring(codes.packed)
         if compressor.quantizer.coding == "smallest":
             packed = kernels.active().encode_codes(packed, codes.n, codes.width)
-        sections += [as_bytes(codes.scales), as_bytes(packed)]
+        sections += [host.bytes_of(codes.scales), host.bytes_of(packed)]
     else:
-        sections.append(as_bytes(payload.values))
-    return b"".join(sections)
+        sections.append(host.bytes_of(payload.values))
+    return sections
 
 
 def unpack(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from thinwire.errors import ConfigError, FrameError
+from thinwire.host import Bytes
 
 MAGIC = b"tw"
 VERSION = 3
@@ -74,30 +75,33 @@ class Address:
     part: int = 0
 
 
-def seal(kind: Kind, address: Address, body: bytes) -> bytes:
+def seal(kind: Kind, address: Address, *body: Bytes) -> bytes:
     """Returns the frame of this body.
 
     Args:
         kind: what the body is.
         address: whose it is.
-        body: at most 2**48 - 1 bytes.
+        body: in pieces; at most 2**48 - 1 bytes.
 
     Example:
         >>> len(seal(Kind.ALARM, Address(run=1, round=2, rank=3), b"body")) - HEADER
         4
     """
-    if len(body) > MAX_BODY:
-        raise ConfigError(f"a frame's body holds at most {MAX_BODY} bytes; this one {len(body)}")
+    n = sum(len(piece) for piece in body)
+    if n > MAX_BODY:
+        raise ConfigError(f"a frame's body holds at most {MAX_BODY} bytes; this one {n}")
     a = address
     head = _LAYOUT.pack(
         MAGIC, VERSION, kind, a.run, a.round & 0xFFFFFFFF, a.rank, a.part,
-        len(body) & 0xFFFFFFFF, len(body) >> 32, 0,
+        n & 0xFFFFFFFF, n >> 32, 0,
     )[:_CHECKED]  # fmt: skip
-    checksum = zlib.crc32(body, zlib.crc32(head))
-    return b"".join((head, checksum.to_bytes(4, "little"), body))
+    checksum = zlib.crc32(head)
+    for piece in body:
+        checksum = zlib.crc32(piece, checksum)
+    return b"".join((head, checksum.to_bytes(4, "little"), *body))
 
 
-def length(header: bytes) -> int:
+def length(header: Bytes) -> int:
     """Returns the whole frame's length that its first 26 bytes announce.
 
     Raises:
@@ -111,12 +115,12 @@ def length(header: bytes) -> int:
     return HEADER + int(low) + (int(high) << 32)
 
 
-def part_of(frame: bytes) -> int:
+def part_of(frame: Bytes) -> int:
     """Returns the part that bytes of a header say, 0 where they are too few; nothing is checked."""
     return int.from_bytes(frame[14:16], "little")
 
 
-def address_of(frame: bytes) -> Address:
+def address_of(frame: Bytes) -> Address:
     """Returns the address that a frame says it is of; nothing else of it is looked at.
 
     Raises:
@@ -127,7 +131,7 @@ def address_of(frame: bytes) -> Address:
     return Address(run, round, rank, part)
 
 
-def unseal(frame: bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryview]:
+def unseal(frame: Bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryview]:
     """Returns kind and body of a frame that must come from `address`.
 
     Args:

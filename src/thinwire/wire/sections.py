@@ -5,13 +5,14 @@ from __future__ import annotations
 from thinwire import kernels
 from thinwire.compress import Compressor
 from thinwire.flat import Spans
+from thinwire.host import Bytes
 from thinwire.wire.body import Reader
 from thinwire.wire.frame import HEADER
 
 CLASSES = ("header", "index", "scale", "value")
 
 
-def sections(frame: bytes, compressor: Compressor, spans: Spans) -> dict[str, int]:
+def sections(frame: Bytes, compressor: Compressor, spans: Spans) -> dict[str, int]:
     """Returns how many bytes of a SAID frame are of each class; they add up to its length.
 
     Costs the decoding of its index section where values may be entropy-coded, and else nothing.
