@@ -28,8 +28,7 @@ from thinwire.kernels.numba_support import (
 from thinwire.kernels.owed import Owed
 from thinwire.kernels.parallel import each_stretch
 
-_BLOCK = 1 << 14
-"""Entries whose u is formed at a time: a cache holds them and what they are formed of."""
+_BLOCK = 1 << 14  # of u at a time: a cache holds it and what it is formed of
 _FLOAT32, _BFLOAT16, _FLOAT16 = range(3)
 _KINDS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FLOAT16}
 _SIZES = np.array([4, 2, 2], np.int64)
