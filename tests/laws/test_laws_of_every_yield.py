@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -18,6 +19,7 @@ from laws.plain_sim import D, Fault, Group, Setting, each_way, every_fault, lear
 import thinwire as tw
 from thinwire import QSGD, Choco, Identity, Sign, TopK
 from thinwire.errors import ConfigError, FrameError, PeerLost, TransportError
+from thinwire.exchange import hear
 from thinwire.exchange.mending import Mending
 from thinwire.ledger import conservation_error
 
@@ -262,7 +264,8 @@ def test_whatever_three_messages_of_three_rounds_three_workers_lose_they_mend(na
 
 
 def test_workers_that_wait_for_each_other_would_be_noticed(monkeypatch) -> None:
-    monkeypatch.setattr("thinwire.exchange.gather.to_all", lambda *_: ())
+    said = hear.all_say
+    monkeypatch.setattr(hear, "all_say", lambda *given: replace(said(*given), posts=()))
     with pytest.raises(AssertionError, match="every rank waits for ever"):
         Group(SETTINGS["gather"], 2, 1)
 

@@ -219,7 +219,8 @@ def test_the_price_is_what_the_docstring_says(exchange: tw.Exchange, C: Compress
                 if isinstance(exchange, tw.Gather):
                     assert outcome.turns == [(N, N)]
                     assert away(outcome, rank) == [sizes[rank]] * (N - 1)
-                    assert came(outcome, rank) == others
+                    # The nearest on the left comes first.
+                    assert came(outcome, rank) == [sizes[rank - hop] for hop in range(1, N)]
                     continue
                 root = exchange.root
                 replies = {f for _, f in outcomes[root].posted if f[3] == Kind.REPLY}

@@ -24,7 +24,7 @@ class Cutting:
     Example:
         >>> cutting = Cutting(first=4, each=10, unread=3)
         >>> [(cut.start, cut.stop) for cut in cutting.cuts(25, bound=100)]
-        [(0, 4), (4, 14), (14, 25)]
+        [(0, 4), (4, 14), (14, 24), (24, 25)]
         >>> [(cut.start, cut.stop) for cut in cutting.cuts(3, bound=100)]
         [(0, 3), (3, 3), (3, 3)]
     """
