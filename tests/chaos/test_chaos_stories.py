@@ -77,7 +77,10 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     )  # fmt: skip
     assert process.stderr is not None
     assert "starting" in process.stderr.readline()
-    time.sleep(1.0)
+    for _ in range(600):
+        if len(descendants() - before) >= 3:
+            break
+        time.sleep(0.05)
     assert len(descendants() - before) >= 3
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
