@@ -34,7 +34,7 @@ from mnist_schemes import (
     protocol_b,
     runs_of,
 )
-from mnist_table import Result, rows, table, tuned, tuning, verdict
+from mnist_table import Result, reading, rows, table, tuned, tuning, verdict
 
 import thinwire as tw
 from thinwire.cli.idx import Digits, load_mnist
@@ -205,6 +205,10 @@ def publish(c: argparse.Namespace) -> None:
         "## Goals",
         "",
         *verdict(found),
+        "",
+        "## Beside the paper",
+        "",
+        *reading(found),
         "",
         "## Figures",
         "",

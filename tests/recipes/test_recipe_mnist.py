@@ -84,8 +84,9 @@ def test_tables_and_goals_say_what_was_measured() -> None:
     assert "2/2" in line
     assert "1000.0x / 1000.0x" in line
     goals = mnist_table.verdict(found)
-    assert any("SignTopK, H=8 against SGD, bits | 1000x | 1000.0x | met" in g for g in goals)
+    assert any("SignTopK, H=8 against SGD, bits | 1000x | 1000x | met" in g for g in goals)
     assert any("MISSED" in g for g in goals)
+    assert "Measured: 8.00x and 1000x with one shared step size" in mnist_table.reading(found)[0]
 
 
 def test_two_seeds_choose_a_step_size_and_all_of_them_measure_it() -> None:

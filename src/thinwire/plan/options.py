@@ -19,7 +19,7 @@ from thinwire.presets import (
 )
 
 MLP = "bench/RESULTS-mnist_mlp.md"
-CONVEX = "bench/RESULTS-mnist_convex.md"
+CONVEX = "recipes/mnist/RESULTS.md"
 NOTHING = "not measured here"
 
 
