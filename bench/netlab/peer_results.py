@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from peer_costs import Peer, choose, counted, probed
+from peer_costs import SKIPPED, Peer, choose, counted, probed
 from peer_methods import PEERS
 from tune import table as tuned
 
@@ -90,11 +90,13 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
         return None
     probe = like[0]
     cost = probed([probe])[(probe["task"], rate, name, peer.get("rank"), peer.get("density"))]
-    rounds = probe["steps"] / probe["peer"].get("H", 1)
-    share = fmean(steps) / peer.get("H", 1) / rounds
+    H, rounds = probe["peer"].get("H", 1), fmean(steps) / peer.get("H", 1)
     seconds = [n * cost.step(peer) for n in steps]
-    framed = probe["framed"] and probe["framed"] * share
-    return Row(name, peer, PRODUCT, seconds, steps, True, probe["sent"] * share, framed, busy)
+    framed = probe["framed"] and probe["framed"] * rounds / (probe["steps"] / H)
+    # What a peer sends as it starts is not of a round: DDP shares its parameters, and its first
+    # gradients go uncompressed.
+    sent = probe["sent_later"] * rounds / (probe["steps"] // H - SKIPPED // H)
+    return Row(name, peer, PRODUCT, seconds, steps, True, sent, framed, busy)
 
 
 def settings(peer: Peer) -> str:

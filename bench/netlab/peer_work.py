@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lab import report
+from peer_costs import SKIPPED
 from peer_methods import KINDS
 from tasks import Task, task
 from tune import judged_every
@@ -39,8 +40,10 @@ def run(what: Task, cell: dict[str, Any]) -> dict[str, Any]:
     every, reached, curve, each = judged_every(peer), None, [], []
     framed = _framed(optimizer)
     dist.barrier()
-    before = interface()
+    before = started = interface()
     for step in range(1, cell["steps"] + 1):
+        if step == SKIPPED + 1:
+            started = interface()
         x, y = next(batches)
         began = time.perf_counter()
         optimizer.zero_grad()
@@ -57,14 +60,16 @@ def run(what: Task, cell: dict[str, Any]) -> dict[str, Any]:
                 reached = step
                 if cell["stop"]:
                     break
-    own = [sum(each), interface() - before, _framed(optimizer) - framed]
+    now = interface()
+    own = [sum(each), now - before, _framed(optimizer) - framed, now - started]
     facts = [torch.tensor(own, dtype=torch.float64) for _ in range(N)]
     dist.all_gather(facts, facts[rank].clone())
-    sent, said = (int(sum(float(f[i]) for f in facts)) for i in (1, 2))
+    sent, said, later = (int(sum(float(f[i]) for f in facts)) for i in (1, 2, 3))
     close()
     return {
         **cell, "task": what.name, "workers": N, "done": step, "reached_at": reached,
         "seconds": max(float(f[0]) for f in facts), "sent": sent, "framed": said or None,
+        "sent_later": later,
         "each": [round(s, 6) for s in each] if not cell["judge"] else None, "curve": curve,
     }  # fmt: skip
 
