@@ -218,8 +218,9 @@ def check_inside(index: torch.Tensor, n: int) -> None:
         n: entries of the vector.
     """
     if index.numel():
-        lo, hi = torch.aminmax(index)
-        if int(lo) < 0 or int(hi) >= n:
+        # Torch's own threads would look for more work for a while, on cores the kernel needs.
+        there = index if index.is_cuda else index.numpy()
+        if int(there.min()) < 0 or int(there.max()) >= n:
             raise IndexError(f"index outside a vector of {n}")
 
 

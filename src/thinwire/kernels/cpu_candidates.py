@@ -6,15 +6,48 @@ Groups are cut into pieces, one a thread at most, and each piece has room of its
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
-from thinwire.kernels.numba_support import Array, Number, kernel, reaching, trailing_zeros
-from thinwire.kernels.parallel import stretches
+from thinwire.kernels.numba_support import (
+    Array,
+    Number,
+    inlined,
+    kernel,
+    reaching,
+    trailing_zeros,
+)
+from thinwire.kernels.parallel import each_stretch, stretches
 
 LINE = 64
 CHECKED = 1024
 """Entries that are looked at before the next question whether there is room."""
+
+
+@inlined
+def noted(
+    hits: Number, block: Array, at: Number, first: Number, to: Number, index: Array, raw: Array
+) -> Number:
+    """Collects the entries at + j of the block whose bit j is set; returns how many there are now.
+
+    Places are unsigned, since negative ones would each be tested for.
+    """
+    one = np.uint64(1)
+    # The first two without a branch that would be guessed wrong; more are rare.
+    for _ in range(2):
+        j = at + (trailing_zeros(hits) & np.uint64(LINE - 1))
+        index[to] = np.uint32(first + j)
+        raw[to] = block[j]
+        to += np.uint64(hits != 0)
+        hits &= hits - one
+    while hits:
+        j = at + trailing_zeros(hits)
+        index[to] = np.uint32(first + j)
+        raw[to] = block[j]
+        to += one
+        hits &= hits - one
+    return to
 
 
 @kernel
@@ -25,29 +58,16 @@ def candidates(
 
     There must be room for all of the block, and for one more.
     """
-    # Unsigned places, since negative ones would each be tested for.
-    to, one = np.uint64(m), np.uint64(1)
+    to = np.uint64(m)
     whole = block.size // LINE * LINE
     for at in range(0, whole, LINE):
         hits = reaching(block.ctypes.data + 4 * at, mask, limit)
-        # The first two without a branch that would be guessed wrong; more are rare.
-        for _ in range(2):
-            j = np.uint64(at) + (trailing_zeros(hits) & np.uint64(LINE - 1))
-            index[to] = np.uint32(np.uint64(first) + j)
-            raw[to] = block[j]
-            to += np.uint64(hits != 0)
-            hits &= hits - one
-        while hits:
-            j = np.uint64(at) + trailing_zeros(hits)
-            index[to] = np.uint32(np.uint64(first) + j)
-            raw[to] = block[j]
-            to += one
-            hits &= hits - one
+        to = noted(hits, block, np.uint64(at), np.uint64(first), to, index, raw)
     for j in range(whole, block.size):
         if np.uint32(block[j] & mask) >= limit:
             index[to] = np.uint32(first + j)
             raw[to] = block[j]
-            to += one
+            to += np.uint64(1)
     return np.int64(to)
 
 
@@ -66,12 +86,28 @@ def gathered(
     while p < owner.size and owner[p] == g:
         complete = complete and found[p] >= 0
         if complete:
-            for j in range(found[p]):
-                index[begin + m + j] = index[offsets[p] + j]
-                raw[begin + m + j] = raw[offsets[p] + j]
+            to, there = slice(begin + m, begin + m + found[p]), offsets[p]
+            if begin + m < there:
+                index[to], raw[to] = index[there : there + found[p]], raw[there : there + found[p]]
             m += found[p]
         p += 1
     return begin, m, complete, p
+
+
+def each_group(cuts: Array, work: Callable[[int, int], None]) -> None:
+    """Calls work(first, last) for shares of the groups, side by side where there is much in them.
+
+    Args:
+        cuts: (G + 1,) int64 group boundaries.
+        work: does the groups first to last - 1.
+    """
+    groups = cuts.size - 1
+
+    def begun(low: int) -> int:
+        return int(np.searchsorted(cuts[:-1], low)) if low else 0
+
+    n = int(cuts[-1])
+    each_stretch(n, lambda low, high: work(begun(low), begun(high) if high < n else groups))
 
 
 _KEPT = threading.local()

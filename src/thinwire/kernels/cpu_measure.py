@@ -19,6 +19,7 @@ from thinwire.kernels.parallel import each_stretch
 _LANES = reference.LANES
 _CHUNK = reference.CHUNK
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
+_BELOW_SIGN = np.int32(reference.MAGNITUDE)
 _INFINITY = np.uint32(0x7F800000)
 _FLOAT32_MAX = reference.FLOAT32_MAX
 L1, _L2, _MAX = range(3)
@@ -166,41 +167,36 @@ def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 @kernel
-def _extrema(v: Array, starts: Array, low: Number, high: Number, slots: Array) -> None:
-    # Lanes again: without fast math a plain minimum does not vectorise.
-    least = np.empty(_LANES, np.float32)
-    most = np.empty(_LANES, np.float32)
+def _ordered(bits: Number) -> Number:
+    """Returns the int32 that stands among others as the float32 of these bits does; and back."""
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & _BELOW_SIGN))
+
+
+@kernel
+def _extrema(raw: Array, starts: Array, low: Number, high: Number, slots: Array) -> None:
     g = group_of(starts, low)
     at = low
     while at < high:
         g, upto = next_piece(starts, g, at, high)
-        chunk = at // _CHUNK
-        a = v[at:upto]
-        least[:] = a[0]
-        most[:] = a[0]
-        whole = a.size // _LANES * _LANES
-        for i in range(0, whole, _LANES):
-            x = a[i : i + _LANES]
-            for j in range(_LANES):
-                least[j] = x[j] if x[j] < least[j] else least[j]
-            for j in range(_LANES):
-                most[j] = x[j] if x[j] > most[j] else most[j]
-        for i in range(whole, a.size):
-            least[0] = min(least[0], a[i])
-            most[0] = max(most[0], a[i])
-        for j in range(1, _LANES):
-            least[0] = min(least[0], least[j])
-            most[0] = max(most[0], most[j])
-        slots[g + chunk, 0] = least[0]
-        slots[g + chunk, 1] = most[0]
+        # As whole numbers: without fast math a minimum of floats does not vectorise.
+        a = raw[at:upto]
+        least = most = _ordered(a[0])
+        for i in range(a.size):
+            key = _ordered(a[i])
+            least = min(least, key)
+            most = max(most, key)
+        place = g + at // _CHUNK
+        slots[place, 0] = least
+        slots[place, 1] = most
         at = upto
 
 
 @kernel
 def _widest(slots: Array, starts: Array, lows: Array, highs: Array) -> None:
     """Writes each group's extrema, of those of its piece in each chunk."""
+    least, most = lows.view(np.int32), highs.view(np.int32)
     for g in range(lows.size):
-        low, high = np.float32(0), np.float32(0)
+        low, high = np.int32(0), np.int32(0)
         if starts[g + 1] > starts[g]:
             first = g + starts[g] // _CHUNK
             low, high = slots[first, 0], slots[first, 1]
@@ -208,8 +204,9 @@ def _widest(slots: Array, starts: Array, lows: Array, highs: Array) -> None:
                 low = min(low, slots[place, 0])
                 high = max(high, slots[place, 1])
         # Adding +0.0 turns -0.0 into +0.0.
-        lows[g] = low + np.float32(0)
-        highs[g] = high + np.float32(0)
+        least[g], most[g] = _ordered(low), _ordered(high)
+        lows[g] += np.float32(0)
+        highs[g] += np.float32(0)
 
 
 def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,8 +214,8 @@ def extrema(v: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.
     checks.check_vector(v, starts)
     groups, n = starts.numel() - 1, v.numel()
     lows, highs = host.empty(groups), host.empty(groups)
-    a, cuts = array(v), array(starts)
-    slots = np.empty((groups + n // _CHUNK + 1, 2), np.float32)
-    each_stretch(n, lambda low, high: _extrema(a, cuts, low, high, slots))
+    raw, cuts = bits(v).view(np.int32), array(starts)
+    slots = np.empty((groups + n // _CHUNK + 1, 2), np.int32)
+    each_stretch(n, lambda low, high: _extrema(raw, cuts, low, high, slots))
     _widest(slots, cuts, lows.numpy(), highs.numpy())
     return lows, highs

@@ -29,8 +29,8 @@ from thinwire.kernels.owed import Owed
 from thinwire.kernels.parallel import each_stretch
 
 _BLOCK = 1 << 14  # of u at a time: a cache holds it and what it is formed of
-_FLOAT32, _BFLOAT16, _FLOAT16 = range(3)
-_KINDS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FLOAT16}
+FLOAT32, _BFLOAT16, _FLOAT16 = range(3)
+_KINDS = {torch.float32: FLOAT32, torch.bfloat16: _BFLOAT16, torch.float16: _FLOAT16}
 _SIZES = np.array([4, 2, 2], np.int64)
 
 
@@ -158,7 +158,7 @@ def load(owed: Any, low: Number, out: Array) -> None:
         u = out[at:upto]
         kind = owed.kinds[t]
         address = owed.addresses[t] + (low + at - owed.starts[t]) * _SIZES[kind]
-        if kind != _FLOAT32:
+        if kind != FLOAT32:
             _narrow_delta(a, carray(pointer(address), u.size, np.uint16), kind, u)
         else:
             p = carray(pointer(address), u.size, np.float32)
@@ -216,7 +216,7 @@ def _settle(owed: Any, low: Number, high: Number, index: Array, said: Array) -> 
             t += 1
         upto = min(high, owed.starts[t + 1], at + _BLOCK)
         m = owed.residual[at:upto]
-        if owed.kinds[t] == _FLOAT32:
+        if owed.kinds[t] == FLOAT32:
             a = owed.anchor[at:upto]
             p = carray(pointer(owed.addresses[t] + 4 * (at - owed.starts[t])), m.size, np.float32)
             if owed.decay == 1:

@@ -114,3 +114,33 @@ def collect(
             quota -= level
             out[m] = first + at + j
             m += np.int64(key > last) | level
+
+
+@kernel
+def take(
+    index: Array, bits: Array, mask: Number, k: Number, histogram: Array, out: Array, kept: Array
+) -> None:
+    """Writes the entries of the k largest keys, as `collect` chooses: places to out, bits to kept.
+
+    Both are of size k; kept may be empty, where nobody asks for it.
+    """
+    if k == bits.size:
+        out[:] = index
+        kept[:] = bits[: kept.size]
+        return
+    if k == 0:
+        return
+    edge, shift, quota = threshold(bits, mask, k, histogram)
+    last = np.uint32(edge + np.uint32((np.int64(1) << shift) - 1))
+    m, end = np.uint64(0), np.uint64(k)
+    for j in range(bits.size):
+        if m == end:
+            return
+        # Without a branch on the key: among candidates it would be guessed wrong.
+        key = np.uint32(bits[j] & mask)
+        level = np.int64(key >= edge) & np.int64(key <= last) & np.int64(quota > 0)
+        quota -= level
+        out[m] = index[j]
+        if kept.size:
+            kept[m] = bits[j]
+        m += np.uint64(np.int64(key > last) | level)

@@ -12,10 +12,10 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
-from thinwire.kernels.cpu_candidates import CHECKED, candidates, gathered, pieces_of
-from thinwire.kernels.cpu_radix import collect
+from thinwire.kernels.cpu_candidates import CHECKED, candidates, each_group, gathered, pieces_of
+from thinwire.kernels.cpu_radix import collect, take
 from thinwire.kernels.cpu_words import fill_words, halves
-from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.numba_support import Array, Number, array, group_of, kernel
 from thinwire.kernels.parallel import each_stretch
 from thinwire.kernels.reference import Key
 
@@ -52,20 +52,19 @@ def _draw(
 @kernel
 def _finish(
     starts: Array, counts: Array, owner: Array, offsets: Array, k0: Number, k1: Number,
-    index: Array, keys: Array, found: Array, out: Array,
+    first: Number, last: Number, index: Array, keys: Array, found: Array, out: Array,
 ) -> None:  # fmt: skip
     histogram = np.empty(1 << 16, np.int64)
-    at = 0
-    p = 0
-    for g in range(counts.size):
+    at = counts[:first].sum()
+    p = group_of(owner, first - 1) + 1
+    for g in range(first, last):
         k = counts[g]
         chosen = out[at : at + k]
         at += k
         begin, m, complete, p = gathered(g, p, owner, offsets, index, keys, found)
         if complete and m >= k:
-            collect(keys[begin : begin + m], _EVERY_BIT, k, histogram, 0, chosen)
-            for j in range(k):
-                chosen[j] = index[begin + chosen[j]]
+            there = slice(begin, begin + m)
+            take(index[there], keys[there], _EVERY_BIT, k, histogram, chosen, keys[:0])
         else:
             group = np.empty(starts[g + 1] - starts[g], np.uint32)
             _fill_keys(group, starts[g], k0, k1)
@@ -90,5 +89,6 @@ def randk(starts: torch.Tensor, counts: torch.Tensor, key: Key) -> torch.Tensor:
         _draw(pieces, owner, limits, offsets, *k, first, last, index, keys, found)
 
     each_stretch(int(cuts[-1]), draw)
-    _finish(cuts, kept, owner, offsets, *k, index, keys, found, out.numpy())
+    given = cuts, kept, owner, offsets, *k
+    each_group(cuts, lambda g, end: _finish(*given, g, end, index, keys, found, out.numpy()))
     return out

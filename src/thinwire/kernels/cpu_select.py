@@ -15,22 +15,31 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
-from thinwire.kernels.cpu_candidates import CHECKED, LINE, candidates, gathered, pieces_of
-from thinwire.kernels.cpu_owed import NOTHING_OWED, fetch, load, read
-from thinwire.kernels.cpu_radix import collect, threshold
+from thinwire.kernels.cpu_candidates import (
+    CHECKED,
+    LINE,
+    candidates,
+    each_group,
+    gathered,
+    noted,
+    pieces_of,
+)
+from thinwire.kernels.cpu_owed import FLOAT32, NOTHING_OWED, fetch, load, read
+from thinwire.kernels.cpu_radix import collect, take, threshold
 from thinwire.kernels.numba_support import (
     Array,
     Number,
     array,
     bits,
+    group_of,
     kernel,
+    owed_reaching,
 )
 from thinwire.kernels.owed import Owed
 from thinwire.kernels.parallel import each_stretch
 
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _EVERY_BIT = np.uint32(reference.MASK32)
-_PART = 1 << 15
 _DRAWN = 32
 _LINES = 2048
 _EARLY = 8
@@ -48,13 +57,14 @@ def _expect(n: Number, k: Number, drawn: Number) -> Number:
 
 @kernel
 def _bounds(
-    plain: Array, owed: Any, starts: Array, counts: Array, bounds: Array, most: Array
-) -> None:
+    plain: Array, owed: Any, starts: Array, counts: Array, first: Number, last: Number,
+    bounds: Array, most: Array,
+) -> None:  # fmt: skip
     """Gives each group a key that most likely a few more than k keys reach, and their number."""
     sample = np.empty(_LINES * _DRAWN, np.uint32)
     values = np.empty(_DRAWN, np.float32)
     histogram = np.empty(1 << 16, np.int64)
-    for g in range(counts.size):
+    for g in range(first, last):
         n, k = starts[g + 1] - starts[g], counts[g]
         bounds[g] = np.uint32(0) if k else _EVERY_BIT
         most[g] = n if k else 0
@@ -66,7 +76,8 @@ def _bounds(
         drawn = sample[: lines * _DRAWN]
         stride = n // lines
         for line in range(lines):
-            at = starts[g] + line * stride
+            # From where a cache line most likely begins.
+            at = max(starts[g], (starts[g] + line * stride) // 16 * 16)
             if not plain.size:
                 fetch(owed, at + min(_EARLY, lines - 1 - line) * stride)
             room = drawn[line * _DRAWN : (line + 1) * _DRAWN]
@@ -92,24 +103,31 @@ def _drop_equal(bound: Number, k: Number, m: Number, index: Array, raw: Array) -
 
 
 @kernel
-def _search(
-    block: Array, first: Number, bound: Number, limit: Number, k: Number, m: Number,
-    index: Array, raw: Array,
+def _owed_candidates(
+    owed: Any, low: Number, high: Number, limit: Number, m: Number, index: Array, raw: Array,
+    scratch: Array,
 ) -> Number:  # fmt: skip
-    """Goes on collecting entries that reach the limit: the bound, or whatever is above it.
+    """Does what `candidates` does, of u from low on; returns how far it came, and their number.
 
-    Returns how many are there now, -1 where room ran out, and the limit for what follows.
+    That is to high, or to where there may be no room for as many as are looked at in one go.
     """
-    for at in range(0, block.size, CHECKED):
-        if m > index.size - CHECKED - LINE:
-            # Once k equal ones are there, no later one can be chosen.
-            m = _drop_equal(bound, k, m, index, raw)
-            if limit > bound or m > index.size - CHECKED - LINE:
-                return -1, limit
-            limit = np.uint32(bound + np.uint32(1))
-        part = block[at : at + CHECKED]
-        m = candidates(part, first + at, _MAGNITUDE, limit, m, index, raw)
-    return m, limit
+    t = group_of(owed.starts, low)
+    upto = min(high, owed.starts[t + 1])
+    block = scratch.view(np.uint32)
+    if owed.kinds[t] == FLOAT32 and owed.residual.size and low + LINE <= upto:
+        # Formed and looked at in one go: memory need not wait while a block is searched.
+        a, r = owed.anchor.ctypes.data, owed.residual.ctypes.data
+        p = owed.addresses[t] - 4 * owed.starts[t]
+        u, to, most = scratch.ctypes.data, np.uint64(m), np.uint64(index.size - CHECKED - LINE)
+        while low + LINE <= upto and to <= most:
+            at = 4 * low
+            hits = owed_reaching(a + at, p + at, r + at, u, owed.decay, _MAGNITUDE, limit)
+            to = noted(hits, block, np.uint64(0), np.uint64(low), to, index, raw)
+            low += LINE
+        return low, np.int64(to)
+    upto = min(high, low + CHECKED)
+    load(owed, low, scratch[: upto - low])
+    return upto, candidates(block[: upto - low], low, _MAGNITUDE, limit, m, index, raw)
 
 
 @kernel
@@ -117,35 +135,42 @@ def _compact(
     plain: Array, owed: Any, pieces: Array, owner: Array, bounds: Array, counts: Array,
     offsets: Array, first: Number, last: Number, index: Array, raw: Array, found: Array,
 ) -> None:  # fmt: skip
-    scratch = np.empty(_PART, np.float32)
+    """Collects each piece's entries that reach the bound; found is -1 where room ran out."""
+    scratch = np.empty(CHECKED, np.float32)
     for p in range(first, last):
         g = owner[p]
         m, limit = 0, bounds[g]
         room = slice(offsets[p], offsets[p + 1])
-        at = pieces[p]
-        while at < pieces[p + 1] and counts[g] and m >= 0:
-            upto = min(at + _PART, pieces[p + 1])
+        places, keys = index[room], raw[room]
+        at, end = pieces[p], pieces[p + 1] if counts[g] else pieces[p]
+        while at < end:
+            if m > places.size - CHECKED - LINE:
+                # Once k equal ones are there, no later one can be chosen.
+                m = _drop_equal(bounds[g], counts[g], m, places, keys)
+                if limit > bounds[g] or m > places.size - CHECKED - LINE:
+                    m = -1
+                    break
+                limit = np.uint32(limit + np.uint32(1))
             if plain.size:
-                upto = pieces[p + 1]
-                block = plain[at:upto]
+                upto = min(at + CHECKED, end)
+                m = candidates(plain[at:upto], at, _MAGNITUDE, limit, m, places, keys)
+                at = upto
             else:
-                load(owed, at, scratch[: upto - at])
-                block = scratch[: upto - at].view(np.uint32)
-            m, limit = _search(block, at, bounds[g], limit, counts[g], m, index[room], raw[room])
-            at = upto
+                at, m = _owed_candidates(owed, at, end, limit, m, places, keys, scratch)
         found[p] = m
 
 
 @kernel
 def _finish(
     plain: Array, owed: Any, starts: Array, counts: Array, bounds: Array, owner: Array,
-    offsets: Array, index: Array, raw: Array, found: Array, out: Array, values: Array,
+    offsets: Array, first: Number, last: Number, index: Array, raw: Array, found: Array,
+    out: Array, values: Array,
 ) -> None:  # fmt: skip
     histogram = np.empty(1 << 16, np.int64)
     bits = values.view(np.uint32)
-    at = 0
-    p = 0
-    for g in range(counts.size):
+    at = counts[:first].sum()
+    p = group_of(owner, first - 1) + 1
+    for g in range(first, last):
         k = counts[g]
         chosen = out[at : at + k]
         there = bits[at : at + k]
@@ -157,11 +182,8 @@ def _finish(
             # Of equal ones each piece has kept as many as could be chosen; the first of them are.
             m = _drop_equal(bounds[g], k, m, index[begin:], raw[begin:])
         if complete and m >= k:
-            collect(raw[begin : begin + m], _MAGNITUDE, k, histogram, 0, chosen)
-            for j in range(k):
-                place = begin + chosen[j]
-                chosen[j] = index[place]
-                there[j] = raw[place]
+            where = slice(begin, begin + m)
+            take(index[where], raw[where], _MAGNITUDE, k, histogram, chosen, there)
             continue
         if plain.size:
             group = plain[starts[g] : starts[g + 1]]
@@ -182,7 +204,7 @@ def _select(
     out = host.empty(int(counts.sum()), torch.int64)
     values = host.empty(out.numel())
     bounds, most = np.empty(kept.size, np.uint32), np.empty(kept.size, np.int64)
-    _bounds(plain, owed, cuts, kept, bounds, most)
+    each_group(cuts, lambda g, end: _bounds(plain, owed, cuts, kept, g, end, bounds, most))
     pieces, owner, offsets, index, raw, found = pieces_of(cuts, kept, most)
 
     def compact(low: int, high: int) -> None:
@@ -191,8 +213,8 @@ def _select(
         _compact(*given, first, last, index, raw, found)
 
     each_stretch(n, compact)
-    given = plain, owed, cuts, kept, bounds, owner, offsets
-    _finish(*given, index, raw, found, out.numpy(), values.numpy())
+    given, made = (plain, owed, cuts, kept, bounds, owner, offsets), (out.numpy(), values.numpy())
+    each_group(cuts, lambda g, end: _finish(*given, g, end, index, raw, found, *made))
     return out, values
 
 

@@ -56,28 +56,63 @@ prefetch: Any = _prefetch
 """Asks for the cache line at an address, inside a kernel; any address is safe to ask for."""
 
 
+_LINE = 64
+
+
+def _reached(builder: Any, keys: Any, mask: Any, limit: Any) -> Any:
+    """Writes a comparison of a line of keys; the answer's bit j is entry j's."""
+    number, many = ir.IntType(32), ir.VectorType(ir.IntType(32), _LINE)
+    masks, limits = (
+        builder.shuffle_vector(
+            builder.insert_element(ir.Constant(many, ir.Undefined), arg, number(0)),
+            ir.Constant(many, ir.Undefined),
+            ir.Constant(many, [0] * _LINE),
+        )
+        for arg in (mask, limit)
+    )
+    reached = builder.icmp_unsigned(">=", builder.and_(keys, masks), limits)
+    return builder.bitcast(reached, ir.IntType(_LINE))
+
+
 @intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
 def _reaching(typing: Any, address: Any, mask: Any, limit: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        number, many = ir.IntType(32), ir.VectorType(ir.IntType(32), 64)
-        place = builder.inttoptr(args[0], many.as_pointer())
-        keys = builder.load(place, align=4)
-        masks, limits = (
-            builder.shuffle_vector(
-                builder.insert_element(ir.Constant(many, ir.Undefined), arg, number(0)),
-                ir.Constant(many, ir.Undefined),
-                ir.Constant(many, [0] * 64),
-            )
-            for arg in args[1:]
-        )
-        reached = builder.icmp_unsigned(">=", builder.and_(keys, masks), limits)
-        return builder.bitcast(reached, ir.IntType(64))
+        many = ir.VectorType(ir.IntType(32), _LINE)
+        keys = builder.load(builder.inttoptr(args[0], many.as_pointer()), align=4)
+        return _reached(builder, keys, *args[1:])
 
     return types.uint64(types.int64, types.uint32, types.uint32), code
 
 
 reaching: Any = _reaching
 """Tells which of the 64 uint32 at an address reach a limit under a mask: bit j is entry j's."""
+
+
+@intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _owed_reaching(
+    typing: Any, a: Any, p: Any, m: Any, out: Any, decay: Any, mask: Any, limit: Any
+) -> Any:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        many, floats = (ir.VectorType(t, _LINE) for t in (ir.IntType(32), ir.FloatType()))
+        anchor, params, residual = (
+            builder.load(builder.inttoptr(place, floats.as_pointer()), align=4)
+            for place in args[:3]
+        )
+        decays = builder.shuffle_vector(
+            builder.insert_element(ir.Constant(floats, ir.Undefined), args[4], ir.IntType(32)(0)),
+            ir.Constant(floats, ir.Undefined),
+            ir.Constant(many, [0] * _LINE),
+        )
+        u = builder.fadd(builder.fsub(anchor, params), builder.fmul(residual, decays))
+        builder.store(u, builder.inttoptr(args[3], floats.as_pointer()), align=4)
+        return _reached(builder, builder.bitcast(u, many), *args[5:])
+
+    place, word = types.int64, types.uint32
+    return types.uint64(place, place, place, place, types.float32, word, word), code
+
+
+owed_reaching: Any = _owed_reaching
+"""Writes 64 entries of u = (a - p) + decay m, all at addresses, and tells which reach a limit."""
 
 carray: Any = numba.carray  # type: ignore[attr-defined]
 """Views memory at a pointer as an array of so many entries of a dtype, inside a kernel."""
