@@ -11,6 +11,7 @@ Each run is one log in --out, and a second call does what is left.
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ from thinwire.runs import ran_on, read_runs
 
 HERE = Path(__file__).parent
 TASK = "MNIST, softmax regression"
+Runs = dict[str, tuple[str, Setting]]
+"""By the log's name: the method's, and what is run."""
 _digits: Digits
 _told: Any
 
@@ -72,6 +75,7 @@ def one(name: str, setting: Setting, folder: Path, whole: bool) -> None:
     _told.put((log.name, name))
 
 
+@functools.cache
 def cost_to(target: float, log: Path) -> Result:
     """Returns what a run had cost when three evaluations in a row averaged at most the target."""
     (run,), _ = read_runs([log])
@@ -94,9 +98,6 @@ def finished(log: Path) -> bool:
         return False
     last = log.read_text(encoding="utf-8").rpartition("\n")[0].rpartition("\n")[2]
     return '"done"' in last
-
-
-Runs = dict[str, tuple[str, Setting]]
 
 
 def measure(c: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+LARGEST = torch.finfo(torch.float32).max
+"""The largest float32."""
 Bytes = bytes | memoryview
 """What a frame is made or arrives as: either way nobody changes it."""
 

@@ -26,8 +26,6 @@ from thinwire.round import RoundState
 from thinwire.transport.base import Answer, Ask
 from thinwire.wire.body import unpack
 
-LARGEST = torch.finfo(torch.float32).max
-
 
 def fits(compressor: Compressor, exchange: Exchange, outer: Outer, params: list[Tensor]) -> bool:
     """Returns whether rounds of these settings can run in place."""
@@ -100,7 +98,7 @@ def _may_overflow(bodies: list[memoryview], own: Payload, here: Here) -> bool:
         most += float(kernels.active().norms(values, host.ints([0, len(values)]), "max"))
         # Let go before the next is read: two side by side would be some hundredths of a vector.
         del values
-    return not most < LARGEST
+    return not most < host.LARGEST
 
 
 def _read(body: memoryview, rank: int, own: Payload, here: Here) -> Payload:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from kernel_cases import CASES, KEY, SIZES, same, some_counts
 
+from thinwire import host
 from thinwire.kernels import cpu, reference
 
 cases = pytest.mark.parametrize(("v", "starts"), CASES)
@@ -56,7 +57,7 @@ def test_quantizers_agree(v: torch.Tensor, starts: torch.Tensor) -> None:
             agree_on_codes(v, packed, 2 * levels, starts, -levels * units, units)
     lo, hi = reference.extrema(v, starts)
     for levels in (1, 15, 65535):
-        step = (hi / levels - lo / levels).clamp(max=reference.FLOAT32_MAX)
+        step = (hi / levels - lo / levels).clamp(max=host.LARGEST)
         packed = reference.quantize_levels(v, starts, lo, step, levels, KEY)
         same(cpu.quantize_levels(v, starts, lo, step, levels, KEY), packed)
         agree_on_codes(v, packed, levels, starts, lo.double(), step.double())

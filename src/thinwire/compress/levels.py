@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from thinwire import kernels
+from thinwire import host, kernels
 from thinwire.compress.base import ROUNDING
 from thinwire.compress.halves import Quantizer
 from thinwire.compress.layout import SCALES, Coding, Layout, Scope
@@ -97,7 +97,7 @@ def encode_levels(
     table, width = kernels.active(v.device), levels.bit_length()
     lo, hi = table.extrema(v, blocks)
     # In float64, since hi - lo can exceed float32 where neither end does.
-    step = ((hi.double() - lo.double()) / levels).clamp(max=torch.finfo(torch.float32).max).float()
+    step = ((hi.double() - lo.double()) / levels).clamp(max=host.LARGEST).float()
     packed = table.quantize_levels(v, blocks, lo, step, levels, key.draw(ROUNDING).words)
     scales = torch.stack([lo, step], 1)
     if scale == "fit":

@@ -20,7 +20,6 @@ from thinwire.wire.body import in_pieces
 from thinwire.wire.frame import HEADER, Kind
 
 ALARM_BODY = 4
-LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def broken_by_saying(payload: Payload, kept: Tensor, here: Here) -> int:
     if steps is not None and len(steps.lows):
         # What codes stand for lies between the first and the last: no need to look at each.
         ends = torch.stack([steps.lows, steps.lows + C.quantizer.top * steps.steps])
-        if float(ends.abs().max()) < LARGEST:
+        if float(ends.abs().max()) < host.LARGEST:
             return -1
     return first_broken(payload.index, C.values(payload), here)
 

@@ -219,7 +219,7 @@ def check_inside(index: torch.Tensor, n: int) -> None:
     """
     if index.numel():
         # Torch's own threads would look for more work for a while, on cores the kernel needs.
-        there = index if index.is_cuda else index.numpy()
+        there = index.numpy() if index.device.type == "cpu" else index
         if int(there.min()) < 0 or int(there.max()) >= n:
             raise IndexError(f"index outside a vector of {n}")
 

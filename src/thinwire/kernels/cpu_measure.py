@@ -21,7 +21,7 @@ _CHUNK = reference.CHUNK
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _BELOW_SIGN = np.int32(reference.MAGNITUDE)
 _INFINITY = np.uint32(0x7F800000)
-_FLOAT32_MAX = reference.FLOAT32_MAX
+_FLOAT32_MAX = host.LARGEST
 L1, _L2, _MAX = range(3)
 _AHEAD = 8192
 

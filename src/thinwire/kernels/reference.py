@@ -39,7 +39,6 @@ Key = tuple[int, int]
 
 MASK32 = 0xFFFFFFFF
 MAGNITUDE = 0x7FFFFFFF
-FLOAT32_MAX = torch.finfo(torch.float32).max
 LANES = 64
 CHUNK = 1 << 16
 """Entries whose sum is taken by itself, so that chunks may be summed at the same time."""
@@ -405,7 +404,7 @@ def _lane_sum(x: torch.Tensor, first: int) -> float:
 def float32(wide: torch.Tensor) -> torch.Tensor:
     """Rounds float64 norms to float32; finite ones stay finite."""
     # torch answers a float64 beyond the range with infinity; a norm of finite values stays finite.
-    return torch.where(wide.isinf(), wide, wide.clamp(max=FLOAT32_MAX)).to(torch.float32)
+    return torch.where(wide.isinf(), wide, wide.clamp(max=host.LARGEST)).to(torch.float32)
 
 
 def norms(v: torch.Tensor, starts: torch.Tensor, kind: str) -> torch.Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-import torch
+from torch import Tensor
 
 from thinwire.errors import ConfigError, TransportError
 from thinwire.exchange.driver import Observer, check_bounds
@@ -118,8 +118,8 @@ class VirtualTime(Generic[R]):
         self._since = [0.0] * self.N
         self._missing: list[dict[int, int]] = [{} for _ in range(self.N)]
         self._in_order: dict[tuple[int, int], float] = {}
-        self._summing: dict[int, torch.Tensor] = {}
-        self._sums: dict[int, torch.Tensor] = {}
+        self._summing: dict[int, Tensor] = {}
+        self._sums: dict[int, Tensor] = {}
         self._heap: list[tuple[float, int]] = []
         self._results: dict[int, R] = {}
 
@@ -280,7 +280,7 @@ class VirtualTime(Generic[R]):
         self._summing[rank] = ask.vector
         if len(self._summing) < self.N:
             return
-        total = torch.zeros_like(ask.vector)
+        total = ask.vector.new_zeros(ask.vector.shape)
         for each in range(self.N):
             total += self._summing[each]
         self._summing.clear()
