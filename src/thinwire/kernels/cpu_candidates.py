@@ -13,6 +13,7 @@ import numpy as np
 from thinwire.kernels.numba_support import (
     Array,
     Number,
+    copy,
     inlined,
     kernel,
     reaching,
@@ -86,9 +87,10 @@ def gathered(
     while p < owner.size and owner[p] == g:
         complete = complete and found[p] >= 0
         if complete:
-            to, there = slice(begin + m, begin + m + found[p]), offsets[p]
-            if begin + m < there:
-                index[to], raw[to] = index[there : there + found[p]], raw[there : there + found[p]]
+            to = slice(begin + m, begin + m + found[p])
+            if begin + m < offsets[p]:
+                copy(index[to], index[offsets[p] :])
+                copy(raw[to], raw[offsets[p] :])
             m += found[p]
         p += 1
     return begin, m, complete, p

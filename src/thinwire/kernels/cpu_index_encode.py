@@ -11,7 +11,7 @@ import torch
 from thinwire.kernels import reference
 from thinwire.kernels.checks import check_counts, check_domains, check_typed
 from thinwire.kernels.cpu_bits import put, width_of
-from thinwire.kernels.numba_support import Array, Number, array, kernel
+from thinwire.kernels.numba_support import Array, Number, array, copy, kernel
 from thinwire.kernels.parallel import each_share
 
 # Numba freezes module globals into the compiled code, so these names cost nothing.
@@ -206,7 +206,7 @@ def _write_pieces(index: Array, pieces: Array, first: Number, last: Number, out:
         words[:] = 0
         _put_rice(words, 0, index[low:high], before, b)
         raw = words.view(np.uint8)
-        out[place : place + size] = raw[:size]
+        copy(out[place : place + size], raw)
 
 
 def encode_index(

@@ -20,6 +20,7 @@ from thinwire.kernels.numba_support import (
     Number,
     array,
     carray,
+    copy,
     group_of,
     kernel,
     pointer,
@@ -227,7 +228,7 @@ def _settle(owed: Any, low: Number, high: Number, index: Array, said: Array) -> 
                     m[j] = np.float32(a[j] - p[j]) + m[j] * owed.decay
         else:
             load(owed, at, scratch[: m.size])
-            m[:] = scratch[: m.size]
+            copy(m, scratch)
         while k < index.size and index[k] < upto:
             m[index[k] - at] -= said[k]
             k += 1
@@ -269,7 +270,6 @@ def _land(
     anchor: Array, addresses: Array, starts: Array, count: Number, lr: Number,
     low: Number, high: Number,
 ) -> None:  # fmt: skip
-    zero = np.float32(0)
     t = group_of(starts, low)
     at = low
     while at < high:
@@ -280,7 +280,7 @@ def _land(
         sums = carray(pointer(address), upto - at, np.float32)
         a = anchor[at:upto]
         for j in range(sums.size):
-            mean = np.float32(np.float32(sums[j] / count) + zero)
+            mean = np.float32(np.float32(sums[j] / count) + np.float32(0))
             a[j] = a[j] - np.float32(mean * lr)
             sums[j] = a[j]
         at = upto

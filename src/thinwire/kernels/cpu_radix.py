@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thinwire.kernels.numba_support import Array, Number, kernel
+from thinwire.kernels.numba_support import Array, Number, copy, kernel
 
 _BLOCK = 32
 _CACHED = 1 << 19
@@ -125,8 +125,8 @@ def take(
     Both are of size k; kept may be empty, where nobody asks for it.
     """
     if k == bits.size:
-        out[:] = index
-        kept[:] = bits[: kept.size]
+        copy(out, index)
+        copy(kept, bits)
         return
     if k == 0:
         return

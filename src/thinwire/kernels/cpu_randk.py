@@ -52,15 +52,13 @@ def _draw(
 @kernel
 def _finish(
     starts: Array, counts: Array, owner: Array, offsets: Array, k0: Number, k1: Number,
-    first: Number, last: Number, index: Array, keys: Array, found: Array, out: Array,
+    first: Number, last: Number, index: Array, keys: Array, found: Array, ends: Array, out: Array,
 ) -> None:  # fmt: skip
     histogram = np.empty(1 << 16, np.int64)
-    at = counts[:first].sum()
     p = group_of(owner, first - 1) + 1
     for g in range(first, last):
         k = counts[g]
-        chosen = out[at : at + k]
-        at += k
+        chosen = out[ends[g] - k : ends[g]]
         begin, m, complete, p = gathered(g, p, owner, offsets, index, keys, found)
         if complete and m >= k:
             there = slice(begin, begin + m)
@@ -89,6 +87,6 @@ def randk(starts: torch.Tensor, counts: torch.Tensor, key: Key) -> torch.Tensor:
         _draw(pieces, owner, limits, offsets, *k, first, last, index, keys, found)
 
     each_stretch(int(cuts[-1]), draw)
-    given = cuts, kept, owner, offsets, *k
-    each_group(cuts, lambda g, end: _finish(*given, g, end, index, keys, found, out.numpy()))
+    given, made = (cuts, kept, owner, offsets, *k), (np.cumsum(kept), out.numpy())
+    each_group(cuts, lambda g, end: _finish(*given, g, end, index, keys, found, *made))
     return out

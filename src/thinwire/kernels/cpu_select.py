@@ -164,17 +164,15 @@ def _compact(
 def _finish(
     plain: Array, owed: Any, starts: Array, counts: Array, bounds: Array, owner: Array,
     offsets: Array, first: Number, last: Number, index: Array, raw: Array, found: Array,
-    out: Array, values: Array,
+    ends: Array, out: Array, values: Array,
 ) -> None:  # fmt: skip
     histogram = np.empty(1 << 16, np.int64)
     bits = values.view(np.uint32)
-    at = counts[:first].sum()
     p = group_of(owner, first - 1) + 1
     for g in range(first, last):
         k = counts[g]
-        chosen = out[at : at + k]
-        there = bits[at : at + k]
-        at += k
+        chosen = out[ends[g] - k : ends[g]]
+        there = bits[ends[g] - k : ends[g]]
         begin, m, complete, p = gathered(g, p, owner, offsets, index, raw, found)
         if k == 0:
             continue
@@ -213,7 +211,8 @@ def _select(
         _compact(*given, first, last, index, raw, found)
 
     each_stretch(n, compact)
-    given, made = (plain, owed, cuts, kept, bounds, owner, offsets), (out.numpy(), values.numpy())
+    given = plain, owed, cuts, kept, bounds, owner, offsets
+    made = np.cumsum(kept), out.numpy(), values.numpy()
     each_group(cuts, lambda g, end: _finish(*given, g, end, index, raw, found, *made))
     return out, values
 

@@ -144,6 +144,14 @@ def _sources() -> str:
 
 
 @kernel
+def copy(out: Array, data: Array) -> None:
+    """Writes the first entries of data to out, all that it has room for."""
+    # By hand: what NumPy does for out[:] = data takes each kernel a second to compile.
+    for j in range(out.size):
+        out[j] = data[j]
+
+
+@kernel
 def group_of(starts: Array, position: Number) -> Number:
     """Returns the last group that starts at or before a position, -1 where none does."""
     # By hand: NumPy's search is compiled anew in each kernel that calls it, a second each.
