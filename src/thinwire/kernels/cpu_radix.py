@@ -19,8 +19,10 @@ def _holds(bits: Array, mask: Number, shift: Number, prefix: Number) -> Number:
 
 
 @kernel
-def threshold(bits: Array, mask: Number, k: Number, histogram: Array) -> Number:
+def threshold(bits: Array, mask: Number, floor: Number, k: Number, histogram: Array) -> Number:
     """Finds the bin of keys that holds the k-th largest, for 0 < k <= bits.size.
+
+    Every key reaches the floor.
 
     Returns:
         The bin's lowest key, how many low bits its keys may differ in, and how many of the k
@@ -35,6 +37,9 @@ def threshold(bits: Array, mask: Number, k: Number, histogram: Array) -> Number:
     while shift > 0:
         shift -= 1
         tried = np.uint32(edge | np.uint32(np.uint32(1) << np.uint32(shift)))
+        if tried <= floor:
+            edge = tried
+            continue
         if tried > mask:
             continue
         count = np.int32(0)
@@ -95,7 +100,7 @@ def collect(
         return
     if k == 0:
         return
-    edge, shift, quota = threshold(bits, mask, k, histogram)
+    edge, shift, quota = threshold(bits, mask, np.uint32(0), k, histogram)
     last = np.uint32(edge + np.uint32((np.int64(1) << shift) - 1))
     m = 0
     for at in range(0, bits.size, _BLOCK):
@@ -118,11 +123,12 @@ def collect(
 
 @kernel
 def take(
-    index: Array, bits: Array, mask: Number, k: Number, histogram: Array, out: Array, kept: Array
-) -> None:
+    index: Array, bits: Array, mask: Number, floor: Number, k: Number, histogram: Array,
+    out: Array, kept: Array,
+) -> None:  # fmt: skip
     """Writes the entries of the k largest keys, as `collect` chooses: places to out, bits to kept.
 
-    Both are of size k; kept may be empty, where nobody asks for it.
+    Both are of size k; kept may be empty, where nobody asks for it. Every key reaches the floor.
     """
     if k == bits.size:
         copy(out, index)
@@ -130,7 +136,7 @@ def take(
         return
     if k == 0:
         return
-    edge, shift, quota = threshold(bits, mask, k, histogram)
+    edge, shift, quota = threshold(bits, mask, floor, k, histogram)
     last = np.uint32(edge + np.uint32((np.int64(1) << shift) - 1))
     m, end = np.uint64(0), np.uint64(k)
     for j in range(bits.size):

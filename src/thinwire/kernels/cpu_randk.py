@@ -51,8 +51,9 @@ def _draw(
 
 @kernel
 def _finish(
-    starts: Array, counts: Array, owner: Array, offsets: Array, k0: Number, k1: Number,
-    first: Number, last: Number, index: Array, keys: Array, found: Array, ends: Array, out: Array,
+    starts: Array, counts: Array, limits: Array, owner: Array, offsets: Array, k0: Number,
+    k1: Number, first: Number, last: Number, index: Array, keys: Array, found: Array,
+    ends: Array, out: Array,
 ) -> None:  # fmt: skip
     histogram = np.empty(1 << 16, np.int64)
     p = group_of(owner, first - 1) + 1
@@ -62,7 +63,8 @@ def _finish(
         begin, m, complete, p = gathered(g, p, owner, offsets, index, keys, found)
         if complete and m >= k:
             there = slice(begin, begin + m)
-            take(index[there], keys[there], _EVERY_BIT, k, histogram, chosen, keys[:0])
+            given = index[there], keys[there]
+            take(*given, _EVERY_BIT, limits[g], k, histogram, chosen, keys[:0])
         else:
             group = np.empty(starts[g + 1] - starts[g], np.uint32)
             _fill_keys(group, starts[g], k0, k1)
@@ -87,6 +89,6 @@ def randk(starts: torch.Tensor, counts: torch.Tensor, key: Key) -> torch.Tensor:
         _draw(pieces, owner, limits, offsets, *k, first, last, index, keys, found)
 
     each_stretch(int(cuts[-1]), draw)
-    given, made = (cuts, kept, owner, offsets, *k), (np.cumsum(kept), out.numpy())
+    given, made = (cuts, kept, limits, owner, offsets, *k), (np.cumsum(kept), out.numpy())
     each_group(cuts, lambda g, end: _finish(*given, g, end, index, keys, found, *made))
     return out

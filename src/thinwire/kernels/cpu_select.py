@@ -86,7 +86,7 @@ def _bounds(
             given = plain[at : at + _DRAWN] if plain.size else values.view(np.uint32)
             for j in range(_DRAWN):
                 room[j] = given[j]
-        bounds[g], _, _ = threshold(drawn, _MAGNITUDE, rank, histogram)
+        bounds[g], _, _ = threshold(drawn, _MAGNITUDE, np.uint32(0), rank, histogram)
         most[g] = expected
 
 
@@ -181,7 +181,7 @@ def _finish(
             m = _drop_equal(bounds[g], k, m, index[begin:], raw[begin:])
         if complete and m >= k:
             where = slice(begin, begin + m)
-            take(index[where], raw[where], _MAGNITUDE, k, histogram, chosen, there)
+            take(index[where], raw[where], _MAGNITUDE, bounds[g], k, histogram, chosen, there)
             continue
         if plain.size:
             group = plain[starts[g] : starts[g + 1]]
