@@ -64,7 +64,8 @@ class Average(Outer):
         self, anchor: Tensor, direction: Tensor, state: OuterState
     ) -> tuple[Tensor, OuterState]:
         moved = direction if self.lr == 1 else direction * host.float_(self.lr)
-        return anchor - moved, state
+        out = host.empty(len(anchor), device=anchor.device)
+        return torch.sub(anchor, moved, out=out), state
 
 
 @dataclass(frozen=True, repr=False)

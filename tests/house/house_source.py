@@ -10,7 +10,7 @@ PACKAGE = "thinwire"
 SRC = Path(__file__).parents[2] / "src" / PACKAGE
 
 ROOMS = (
-    ("errors", "value", "keys", "version", "host", "files", "units"),
+    ("errors", "value", "keys", "version", "memory", "host", "files", "units"),
     ("link",),
     ("flat", "kernels", "topology", "transport", "outer", "schedule", "watch"),
     ("compress",),

@@ -62,7 +62,8 @@ class Feedback(Value):
     def owed(self, delta: Tensor, mem: Memory) -> Tensor:
         """Returns u = delta + decay m, what is not yet said, as a vector of its own."""
         m = mem["residual"]
-        return delta + (m if self.decay == 1 else m * host.float_(self.decay))
+        kept = m if self.decay == 1 else m * host.float_(self.decay)
+        return torch.add(delta, kept, out=host.empty(len(delta), device=delta.device))
 
 
 @dataclass(frozen=True, repr=False)
