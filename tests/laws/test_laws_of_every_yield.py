@@ -260,12 +260,25 @@ def test_whatever_three_messages_of_three_rounds_three_workers_lose_they_mend(na
     assert lose_all(name, 3, 3, [3]) == 816
 
 
+@pytest.mark.parametrize("name", ["gather", "ring, two-phase"])
+def test_long_frames_said_to_one_after_another_end_in_the_same_bits(name: str, monkeypatch) -> None:
+    short = Group(SETTINGS[name], 4, 2)
+    monkeypatch.setattr(hear, "TOGETHER", 0)
+    long = Group(SETTINGS[name], 4, 2)
+    assert long.shapes != short.shapes
+    assert long.done == set(range(4))
+    check_anchors(long, short)
+    assert run_all(name, 3) > 100
+
+
 # That the checks would see what they look for.
 
 
 def test_workers_that_wait_for_each_other_would_be_noticed(monkeypatch) -> None:
     said = hear.all_say
-    monkeypatch.setattr(hear, "all_say", lambda *given: replace(said(*given), posts=()))
+    monkeypatch.setattr(
+        hear, "all_say", lambda *given: (replace(turn, posts=()) for turn in said(*given))
+    )
     with pytest.raises(AssertionError, match="every rank waits for ever"):
         Group(SETTINGS["gather"], 2, 1)
 

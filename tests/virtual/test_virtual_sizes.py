@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import thinwire as tw
+from thinwire.exchange import hear
 from thinwire.flat import Spans
 from thinwire.transport.base import Reduce
 from thinwire.virtual import Place, Sizes, sized_round
@@ -94,7 +95,11 @@ def shape(ask):
 
 @pytest.mark.parametrize(("exchange", "C"), CASES, ids=repr)
 @pytest.mark.parametrize("N", [2, 4, 8])
-def test_a_round_of_sizes_says_what_the_round_says(exchange, C, N) -> None:
+@pytest.mark.parametrize("together", [hear.TOGETHER, 0])
+def test_a_round_of_sizes_says_what_the_round_says(exchange, C, N, together, monkeypatch) -> None:
+    monkeypatch.setattr(hear, "TOGETHER", together)
+    if together == 0 and not isinstance(exchange, (tw.Gather, tw.Ring, tw.Marsit)):
+        return
     if isinstance(exchange, tw.Server) and exchange.root >= N:
         return
     rounds = 3

@@ -29,8 +29,8 @@ class Gather(Exchange):
 
     u = delta + m; say C(u) to all; m = u - said; direction = (sum of said in rank order) / N.
 
-    Price: 1 step; each rank sends and receives (N - 1) |C| bytes, |C| one frame. Memory: the
-    residual, one d-vector.
+    Price: 1 step, of long frames N - 1; each rank sends and receives (N - 1) |C| bytes, |C| one
+    frame. Memory: the residual, one d-vector.
 
     Args:
         feedback: `Feedback()` or `NoFeedback()`.

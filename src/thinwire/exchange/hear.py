@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -97,20 +98,45 @@ def to_all(frame: Bytes, N: int, bound: int) -> tuple[Post, ...]:
     return tuple(Post(rank, frame, bound) for rank in range(N))
 
 
-def all_say(frame: Bytes, rank: int, N: int, bound: int) -> Turn:
-    """Returns the turn in which every rank says one frame to every rank, itself among them.
+TOGETHER = 1 << 22
+"""Bytes: what may be more is said to one rank after another."""
+Hop = TypeVar("Hop")
 
-    Each speaks to the right and hears from the left, the nearest first, so that large frames go
-    from one to one: senders that crowd a line lose some of it.
+
+def in_turn(hops: list[Hop], bound: int) -> list[list[Hop]]:
+    """Returns the hops in groups: a rank goes on when it has heard all of a group.
+
+    Long frames go one hop at a time, so that at any time one speaks to one: who hears two slows
+    both, and keeps their other hearers waiting. For short ones the way there and back counts.
+
+    Args:
+        hops: whom to speak to and to hear, each rank's as far from it as any other's.
+        bound: the most bytes that are said in a hop, as all ranks know it.
+
+    Example:
+        >>> in_turn([1, 2, 3], bound=1000), in_turn([1, 2, 3], bound=10**8)
+        ([[1, 2, 3]], [[1], [2], [3]])
     """
-    posts = tuple(Post((rank + hop) % N, frame, bound) for hop in range(N))
-    return Turn(posts, tuple(Take((rank - hop) % N, bound) for hop in range(N)))
+    return [hops] if bound <= TOGETHER or not hops else [[hop] for hop in hops]
+
+
+def all_say(frame: Bytes, rank: int, N: int, bound: int) -> Iterator[Turn]:
+    """Yields the turns in which every rank says one frame to every rank, itself among them.
+
+    Each speaks to the right and hears from the left, the nearest first.
+    """
+    for hops in in_turn(list(range(N)), bound):
+        posts = tuple(Post((rank + hop) % N, frame, bound) for hop in hops)
+        yield Turn(posts, tuple(Take((rank - hop) % N, bound) for hop in hops))
 
 
 def heard_from_all(frame: Bytes, here: Here, bound: int) -> Generator[Ask, Answer, list[Bytes]]:
     """Says a frame to all, and returns the frames that all said, in rank order."""
-    frames = yield all_say(frame, here.rank, here.N, bound)
-    assert isinstance(frames, list)
+    frames: list[Bytes] = []
+    for turn in all_say(frame, here.rank, here.N, bound):
+        heard = yield turn
+        assert isinstance(heard, list)
+        frames += heard
     return [frames[(here.rank - rank) % here.N] for rank in range(here.N)]
 
 

@@ -29,8 +29,8 @@ from thinwire.exchange.feedback import (
     said_bound,
     say,
 )
-from thinwire.exchange.hear import divisor, hear, heard
-from thinwire.exchange.segments import Takes, Trouble, cut, place, relayed
+from thinwire.exchange.hear import divisor, hear, heard, in_turn
+from thinwire.exchange.segments import Piece, Takes, Trouble, cut, place, relayed
 from thinwire.flat import Spans
 from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
@@ -48,7 +48,7 @@ class Ring(Exchange):
 
     Price, per rank and per round, |C_g| one segment's frame:
       ring: 2 (N - 1) steps, sends 2 (N - 1) |C_g|, to its right neighbour alone;
-      two-phase: 2 steps, sends 2 (N - 1) |C_g|, N - 1 frames at a time;
+      two-phase: 2 steps, of long segments 2 (N - 1), sends 2 (N - 1) |C_g|;
       gather: N - 1 steps, sends (N - 1) |C|, to its right neighbour alone.
     Memory: with feedback the residual, one d-vector: each rank quantizes each segment once.
 
@@ -176,26 +176,16 @@ class Ring(Exchange):
         direction = host.empty(len(u), device=u.device)
         trouble = Trouble(here)
         trouble.own(u)
-        # Each speaks to one and hears one at a time: to the right, and from the left.
-        right, left = ([(r + way * hop) % N for hop in range(1, N)] for way in (1, -1))
         pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
-        summed = [Take(rank, piece.bound) for rank in left for piece in pieces[r]]
-        takes = Takes([*summed, *(Take(g, piece.bound) for g in left for piece in pieces[g])])
-        for owner in right:
-            for piece in pieces[owner]:
-                at = slice(piece.low, piece.high)
-                said = trouble.speak(u[at], piece, None if e is None else e[at])
-                if e is not None:
-                    torch.sub(u[at], e[at], out=e[at])
-                yield from takes.turn(0, (Post(owner, said, piece.bound),))
+        # Each speaks to the right and hears from the left, (owner, rank) as far away on each side.
+        hops = [((r + hop) % N, (r - hop) % N) for hop in range(1, N)]
+        longest = max(sum(piece.bound for piece in segment) for segment in pieces)
+        groups = in_turn(hops, longest)
+        first, last = groups[0], groups[-1]
         told: dict[tuple[int, int], Bytes] = {}
-        for rank in left[:-1]:
-            for piece in pieces[r]:
-                (told[rank, piece.low],) = yield from takes.turn(1)
-        for piece in pieces[r]:
+
+        def mean(piece: Piece) -> Bytes:
             at = slice(piece.low, piece.high)
-            for rank in left[-1:]:
-                (told[rank, piece.low],) = yield from takes.turn(1)
             t, w = piece.here.zeros(), direction[at]
             for rank in range(N):
                 if rank == r:
@@ -205,12 +195,36 @@ class Ring(Exchange):
             said = trouble.speak(t / divisor(N, t), piece, w)
             if e is not None:
                 e[at] = t - N * w
-            yield from takes.turn(0, tuple(Post(rank, said, piece.bound) for rank in right))
-        for owner in left:
-            for piece in pieces[owner]:
-                (frame,) = yield from takes.turn(1)
-                w = direction[piece.low : piece.high].zero_()
-                trouble.hear(frame, piece, owner, w)
+            return said
+
+        means: list[Bytes] = []
+        for some in groups:
+            takes = Takes(Take(rank, piece.bound) for _, rank in some for piece in pieces[r])
+            for owner, _ in some:
+                for piece in pieces[owner]:
+                    at = slice(piece.low, piece.high)
+                    said = trouble.speak(u[at], piece, None if e is None else e[at])
+                    if e is not None:
+                        torch.sub(u[at], e[at], out=e[at])
+                    yield from takes.turn(0, (Post(owner, said, piece.bound),))
+            for _, rank in some if some is not last else some[:-1]:
+                for piece in pieces[r]:
+                    (told[rank, piece.low],) = yield from takes.turn(1)
+        for piece in pieces[r]:
+            for _, rank in last[-1:]:
+                (told[rank, piece.low],) = yield from takes.turn(1)
+            means.append(mean(piece))
+            yield from takes.turn(0, tuple(Post(to, means[-1], piece.bound) for to, _ in first))
+        for some in groups:
+            takes = Takes(Take(owner, piece.bound) for _, owner in some for piece in pieces[owner])
+            for to, _ in some if some is not first else []:
+                for frame, piece in zip(means, pieces[r], strict=True):
+                    yield from takes.turn(0, (Post(to, frame, piece.bound),))
+            for _, owner in some:
+                for piece in pieces[owner]:
+                    (frame,) = yield from takes.turn(1)
+                    w = direction[piece.low : piece.high].zero_()
+                    trouble.hear(frame, piece, owner, w)
         trouble.end()
         return direction
 

@@ -28,7 +28,7 @@ from thinwire.exchange import (
     Server,
 )
 from thinwire.exchange.consensus import ROOT
-from thinwire.exchange.hear import all_say
+from thinwire.exchange.hear import all_say, in_turn
 from thinwire.exchange.marsit import PIECE
 from thinwire.exchange.over_graph import OverGraph, Stepping
 from thinwire.exchange.segments import places
@@ -95,7 +95,7 @@ def _server(exchange: Server, at: Place) -> Talk:
 
 def _gather(exchange: Gather, at: Place) -> Talk:
     said = Sized(at.sizes.whole)
-    yield all_say(said, at.rank, at.N, len(said))
+    yield from all_say(said, at.rank, at.N, len(said))
 
 
 def _all_reduce(exchange: AllReduce, at: Place) -> Talk:
@@ -131,22 +131,28 @@ def _hops(at: Place, pipeline: int, size: Callable[[int, int], int]) -> Talk:
 
 def _two_phase(at: Place, pipeline: int) -> Talk:
     N, r = at.N, at.rank
-    right, left = ([(r + way * hop) % N for hop in range(1, N)] for way in (1, -1))
     cuts = _cuts(at.sizes, N, pipeline)
-    for owner in right:
-        for n in cuts[owner]:
-            yield from turn((Post(owner, Sized(n), n),))
-    for rank in left[:-1]:
-        for n in cuts[r]:
-            yield from turn(takes=(Take(rank, n),))
+    hops = [((r + hop) % N, (r - hop) % N) for hop in range(1, N)]
+    groups = in_turn(hops, max(map(sum, cuts)))
+    for some in groups:
+        for owner, _ in some:
+            for n in cuts[owner]:
+                yield from turn((Post(owner, Sized(n), n),))
+        for _, rank in some if some is not groups[-1] else some[:-1]:
+            for n in cuts[r]:
+                yield from turn(takes=(Take(rank, n),))
     for n in cuts[r]:
-        for rank in left[-1:]:
+        for _, rank in groups[-1][-1:]:
             yield from turn(takes=(Take(rank, n),))
         frame = Sized(n)
-        yield from turn(tuple(Post(rank, frame, n) for rank in right))
-    for owner in left:
-        for n in cuts[owner]:
-            yield from turn(takes=(Take(owner, n),))
+        yield from turn(tuple(Post(to, frame, n) for to, _ in groups[0]))
+    for some in groups:
+        for to, _ in some if some is not groups[0] else []:
+            for n in cuts[r]:
+                yield from turn((Post(to, Sized(n), n),))
+        for _, owner in some:
+            for n in cuts[owner]:
+                yield from turn(takes=(Take(owner, n),))
 
 
 @lru_cache(maxsize=64)
