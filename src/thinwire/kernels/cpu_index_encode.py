@@ -12,7 +12,7 @@ from thinwire.kernels import reference
 from thinwire.kernels.checks import check_counts, check_domains, check_typed
 from thinwire.kernels.cpu_bits import put, width_of
 from thinwire.kernels.numba_support import Array, Number, array, copy, kernel
-from thinwire.kernels.parallel import each_share
+from thinwire.kernels.parallel import ALONE, each_share
 
 # Numba freezes module globals into the compiled code, so these names cost nothing.
 _ALL_OR_NONE = reference.ALL_OR_NONE
@@ -38,37 +38,74 @@ def _sums(index: Array, before: Number, b: Number) -> Number:
 
 
 @kernel
-def _parameter(index: Array, start: Number, length: Number, sums: Array) -> Number:
+def _guess(k: Number, length: Number) -> Number:
+    """Returns the parameter, 1 to 30, at which k indices of so many are looked at first."""
+    b = 1
+    while b < 30 and k << (b + 1) < length:
+        b += 1
+    return b
+
+
+@kernel
+def _sum_pieces(
+    index: Array, start: Number, b: Number, first: Number, last: Number, rows: Array
+) -> None:
+    """Writes `_sums` of a domain's pieces first to last - 1, each its row."""
+    for p in range(first, last):
+        low = p * _PIECE
+        row = rows[p]
+        before = index[low - 1] if low else start - 1
+        row[0], row[1], row[2], row[3] = _sums(index[low : low + _PIECE], before, b)
+
+
+@kernel
+def _sum_ahead(
+    index: Array, firsts: Array, domains: Array, first: Number, last: Number, rows: Array
+) -> None:
+    """Writes rows first to last - 1 of those that `_choose` looks at first."""
+    for s in range(firsts.size - 1):
+        k, base = firsts[s + 1] - firsts[s], _row(firsts[s], s)
+        own = index[firsts[s] : firsts[s + 1]]
+        pieces = (k + _PIECE - 1) // _PIECE
+        low, high = max(0, first - base), min(pieces, last - base)
+        b = _guess(k, domains[s + 1] - domains[s])
+        _sum_pieces(own, domains[s], b, low, high, rows[base : base + pieces])
+
+
+@kernel
+def _row(first: Number, s: Number) -> Number:
+    """Returns the row of the first piece of domain s, whose first index is that."""
+    return first // _PIECE + s
+
+
+@kernel
+def _parameter(index: Array, start: Number, length: Number, rows: Array, known: Number) -> Number:
     """Returns the least parameter, 0 to 31, of the shortest Golomb-Rice stream, -1 for no order.
 
-    And the column of `sums` in which each piece has its sum of gap >> b then.
+    And the column of `rows` in which each piece has its sum of gap >> b then. Where they are
+    known the rows have been written for the first guess.
     """
     # Going from b to b + 1 saves the sum of (gap >> b) - (gap >> b + 1) bits, which falls as b
     # grows, and costs k: the size is convex in b, so the first minimum downhill is the one.
     k = index.size
-    b = 1
-    while b < 30 and k << (b + 1) < length:
-        b += 1
+    b = _guess(k, length)
     while True:
+        if not known:
+            _sum_pieces(index, start, b, 0, len(rows), rows)
+        known = False
         less = same = more = 0
-        before = start - 1
-        for first in range(0, k, _PIECE):
-            piece = index[first : first + _PIECE]
-            bits, one, two, three = _sums(piece, before, b)
-            if bits < 0:
+        for row in rows:
+            if row[0] < 0:
                 return -1, 0
-            row = sums[first // _PIECE]
-            row[0], row[1], row[2] = one, two, three
-            less, same, more = less + one, same + two, more + three
-            before = piece[-1]
+            less, same, more = less + row[1], same + row[2], more + row[3]
         if less <= same + k:
             if b == 1:
-                return 0, 0
+                return 0, 1
         elif more + k < same:
             if b == 30:
-                return 31, 2
+                return 31, 3
         else:
-            return b, 1
+            return b, 2
         b += 1 if more + k < same else -1
 
 
@@ -87,13 +124,14 @@ def _rice_size(k: Number, b: Number, sums: Array, sizes: Array) -> Number:
 
 @kernel
 def _choose(
-    index: Array, counts: Array, starts: Array, domains: Array, tags: Array, sizes: Array
-) -> Number:
+    index: Array, counts: Array, starts: Array, domains: Array, tags: Array, sizes: Array,
+    rows: Array, known: Number,
+) -> Number:  # fmt: skip
     """Chooses every domain's tag; returns the bytes of it all, or -1 when indices do not ascend.
 
-    `sizes` are the bytes of the pieces of all long Golomb-Rice streams.
+    `sizes` are the bytes of the pieces of all long Golomb-Rice streams; `rows` are `_sum_ahead`'s,
+    or to be written.
     """
-    sums = np.empty((index.size // _PIECE + 1, 3), np.int64)
     left = 0
     at = 0
     g = 0
@@ -113,7 +151,8 @@ def _choose(
         tags[s] = _ALL_OR_NONE
         if k == 0:
             continue
-        b, column = _parameter(index[first:at], domains[s], length, sums)
+        own = rows[_row(first, s) :][: (k + _PIECE - 1) // _PIECE]
+        b, column = _parameter(index[first:at], domains[s], length, own, known)
         if b < 0:
             return -1
         if k == length:
@@ -123,7 +162,7 @@ def _choose(
         if fixed < best:
             tags[s] = _FIXED
             best = fixed
-        bits = _rice_size(k, b, sums[:, column], sizes[left:])
+        bits = _rice_size(k, b, own[:, column], sizes[left:])
         if bits < best:
             tags[s] = _RICE | b << 3
             best = bits
@@ -225,7 +264,14 @@ def encode_index(
     tags = np.empty(cut[-1].size - 1, np.uint8)
     pieces = np.empty((index.numel() // _PIECE + tags.size + 1, 6), np.int64)
     sizes = np.empty(len(pieces), np.int64)
-    size = _choose(*cut, tags, sizes)
+    rows = np.empty((index.numel() // _PIECE + tags.size + 1, 4), np.int64)
+    if long := index.numel() >= ALONE:
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(cut[1])])
+        ahead = cut[0], ends[np.searchsorted(cut[2], cut[3])], cut[3]
+        each_share(
+            index.numel(), len(rows), lambda first, last: _sum_ahead(*ahead, first, last, rows)
+        )
+    size = _choose(*cut, tags, sizes, rows, long)
     if size < 0:
         raise ValueError("indices must ascend within their groups")
     words = np.zeros(size // 8 + 2, np.uint64)
