@@ -104,6 +104,9 @@ def each_group(cuts: Array, work: Callable[[int, int], None]) -> None:
         work: does the groups first to last - 1.
     """
     groups = cuts.size - 1
+    if groups == 1:
+        work(0, 1)  # Nothing to share: no thread is woken.
+        return
 
     def begun(low: int) -> int:
         return int(np.searchsorted(cuts[:-1], low)) if low else 0
