@@ -164,12 +164,20 @@ def listed(plan: Plan) -> list[str]:
     return lines
 
 
-def table(ended: dict[str, list[Job]]) -> list[str]:
-    """Returns the table of the final runs."""
-    found = {
+Found = dict[str, list[dict[str, Any]]]
+"""What the final runs of each method came to, by its name."""
+
+
+def results(ended: dict[str, list[Job]]) -> Found:
+    """Returns what the final runs came to."""
+    return {
         name: [result for _, log in jobs if (result := finished(log))]
         for name, jobs in ended.items()
     }
+
+
+def table(ended: dict[str, list[Job]], found: Found) -> list[str]:
+    """Returns the table of the final runs."""
     ddp = mean(r["bits_per_byte"] for r in found["ddp"]) if "ddp" in found else None
     lines = [
         "| method | settings | bits per byte | against DDP | uplink, all workers | fewer bytes |",
@@ -194,9 +202,41 @@ def table(ended: dict[str, list[Job]]) -> list[str]:
     return lines
 
 
+def verdict(found: Found) -> list[str]:
+    """Returns the goals, what was measured beside each, and whether it was held."""
+    mean_of = {
+        name: {key: mean(r[key] for r in runs) for key in ("bits_per_byte", "uplink", "ratio")}
+        for name, runs in found.items()
+    }
+    lines = ["| goal | measured | |", "|---|---|---|"]
+    for name, ours in mean_of.items():
+        kind, _, H = name.partition("-")
+        if kind not in ("sparseloco", "qsparse"):
+            continue
+        if (peer := mean_of.get(f"diloco-{H}")) is not None:
+            fewer = peer["uplink"] / ours["uplink"]
+            lines.append(
+                f"| {name}: better than DiLoCo at equal H, with >= 50x fewer bytes | "
+                f"{ours['bits_per_byte']:.4f} and {peer['bits_per_byte']:.4f} bits per byte, "
+                f"{fewer:.0f}x | "
+                f"{_held(ours['bits_per_byte'] < peer['bits_per_byte'] and fewer >= 50)} |"
+            )
+        if (ddp := mean_of.get("ddp")) is not None:
+            gap = 100 * (ours["bits_per_byte"] / ddp["bits_per_byte"] - 1)
+            lines.append(
+                f"| {name}: at most 5 % behind DDP, with >= 100x fewer bytes | {gap:+.1f} %, "
+                f"{ours['ratio']:.0f}x | {_held(gap <= 5 and ours['ratio'] >= 100)} |"
+            )
+    return lines
+
+
+def _held(held: bool) -> str:
+    return "held" if held else "**MISSED**"
+
+
 def publish(ended: dict[str, list[Job]], plan: Plan, command: str, out: Path) -> None:
     """Writes the table with what a reader must know of it."""
-    c = plan.cell
+    c, found = plan.cell, results(ended)
     task = json.loads(next(iter(ended.values()))[0][1].read_text().splitlines()[0])["task"]
     text = [
         "# A byte-level GPT: bits per byte against bytes sent",
@@ -210,7 +250,9 @@ def publish(ended: dict[str, list[Job]], plan: Plan, command: str, out: Path) ->
         "windows. Uplink: framed bytes of all workers' own messages; DDP's and dense first steps': "
         "a float32 gradient each. Fewer bytes: against DDP's.",
         "",
-        *table(ended),
+        *table(ended, found),
+        "",
+        *verdict(found),
         "",
     ]
     out.write_text("\n".join(text), encoding="utf-8")
@@ -242,7 +284,8 @@ def main(given: Sequence[str] | None = None) -> None:
             print("\n".join(listed(plan)))
         elif c.all:
             ended = work(plan, c.data, c.processes)
-            publish(ended, plan, "python recipes/gpt/run.py --all", c.results)
+            only = f" --only {' '.join(c.only)}" if c.only else ""
+            publish(ended, plan, f"python recipes/gpt/run.py --all{only}", c.results)
         else:
             _one_run(replace(cell, method=METHODS[c.method], seed=c.seed), c)
     except tw.ThinwireError as error:

@@ -158,6 +158,21 @@ def test_a_plan_tunes_lever_by_lever_and_tabulates_what_it_trained(tmp_path: Pat
     assert "seeds 0 to 1" in said
 
 
+def test_a_goal_is_held_or_missed_as_the_means_say() -> None:
+    def runs(bits: float, uplink: float) -> list[dict[str, float]]:
+        each = {"uplink": uplink, "ratio": 4e4 / uplink}
+        return [{"bits_per_byte": bits + spread, **each} for spread in (-0.01, 0.01)]
+
+    found = {"ddp": runs(2.0, 4e4), "diloco-h4": runs(2.2, 1e4), "qsparse-h4": runs(2.08, 200.0),
+             "sparseloco-h4": runs(2.21, 100.0), "sparseloco-h15": runs(2.3, 1.0)}  # fmt: skip
+    said = [line.split("| ")[2:] for line in gpt_run.verdict(found)[2:]]
+    assert [line[-1] for line in said] == [
+        "held |", "held |", "**MISSED** |", "**MISSED** |", "**MISSED** |",
+    ]  # fmt: skip
+    assert said[0][0] == "2.0800 and 2.2000 bits per byte, 50x "
+    assert said[1][0] == "+4.0 %, 200x "
+
+
 def test_asking_for_nothing_or_for_no_tokens_says_so(capsys) -> None:
     for wrong in ([], ["--all", "--tokens", "0"], ["--method", "sgd"]):
         with pytest.raises(SystemExit):
