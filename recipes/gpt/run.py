@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from gpt_cell import Cell, finished, run
 from gpt_data import Text, load
-from gpt_methods import GRIDS, METHODS, Method, variants
+from gpt_methods import METHODS, Method, grid, variants
 from gpt_model import parameters
 
 import thinwire as tw
@@ -66,7 +66,7 @@ class Plan:
     def tuned(self, name: str) -> Iterator[list[Job]]:
         """Yields the runs of each lever, the best so far of those before it; returns that."""
         best = METHODS[name]
-        for lever in GRIDS[best.kind]:
+        for lever in grid(name):
             jobs = self.tuning(name, lever, best)
             yield jobs
             ends = [(finished(log) or {}).get("bits_per_byte", float("inf")) for _, log in jobs]
@@ -75,8 +75,9 @@ class Plan:
 
     def final(self, name: str, best: Method) -> list[Job]:
         """The runs that count, one a seed."""
+        log = f"{name}-{_digest(best)}"
         return [
-            (replace(self.cell, method=best, seed=seed), self.out / f"{name}-seed{seed}.jsonl")
+            (replace(self.cell, method=best, seed=seed), self.out / f"{log}-seed{seed}.jsonl")
             for seed in range(self.seeds)
         ]
 
@@ -247,7 +248,8 @@ def publish(ended: dict[str, list[Job]], plan: Plan, command: str, out: Path) ->
         f"{task}. {c.tokens / 1e6:g} M tokens for every method, {c.workers} workers, local batch "
         f"{c.batch} windows of {c.shape.context} bytes, {c.steps} local steps, AdamW. Each method "
         f"tuned lever by lever on a {TUNED_ON}th of the tokens, seed 0, by the same held-out "
-        "windows. Uplink: framed bytes of all workers' own messages; DDP's and dense first steps': "
+        "windows, and where messages are sparse within a 200th of DDP's bytes (12.5 %: a 100th). "
+        "Uplink: framed bytes of all workers' own messages; DDP's and dense first steps': "
         "a float32 gradient each. Fewer bytes: against DDP's.",
         "",
         *table(ended, found),

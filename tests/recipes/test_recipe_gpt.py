@@ -12,7 +12,7 @@ import gpt_data
 import pytest
 import torch
 from gpt_cell import Cell, finished, run, step_size
-from gpt_methods import GRIDS, METHODS, Method, variants
+from gpt_methods import METHODS, Method, grid, variants
 from gpt_model import GPT, Shape, parameters
 from programs import program
 
@@ -132,8 +132,8 @@ def test_the_step_size_rises_then_falls_to_a_tenth() -> None:
 
 
 def test_levers_change_one_setting_at_a_time() -> None:
-    for method in METHODS.values():
-        for lever in GRIDS[method.kind]:
+    for name, method in METHODS.items():
+        for lever in grid(name):
             assert all(replace(m, **{lever: getattr(method, lever)}) == method
                        for m in variants(method, lever))  # fmt: skip
 
