@@ -29,8 +29,8 @@ HOSTS = 4
 RATE = "100mbit"
 SHAPED = ("ring", "ring hops", "server 8 bits", "gather 8 bits")
 LOOPBACK = (ALL_REDUCE, "delegate", "exact ring", "vanilla", "exact gather")
-GOALS = {"ring": 1.12, "server 8 bits": 1.12, "gather 8 bits": 1.12, "delegate": 1.25,
-         "exact ring": 3.0}  # fmt: skip
+GOALS = {"ring": 1.12, "ring hops": 1.12, "server 8 bits": 1.12, "gather 8 bits": 1.12,
+         "delegate": 1.25, "exact ring": 3.0}  # fmt: skip
 ROUNDS = Path(__file__).with_name("rounds.py")
 Results = list[dict[str, Any]]
 
@@ -71,7 +71,8 @@ def table(shaped: Results, loopback: Results) -> str:
         f"{RATE}",
         "",
         "Framed is what the busiest line carries in one round, a master's both ways, for it "
-        "answers when it has heard all. Seconds: the slowest rank's, median of "
+        "answers when it has heard all. `ring` is the form that `Ring()` chooses, two-phase, and "
+        "`ring hops` the paper's own. Seconds: the slowest rank's, median of "
         f"{shaped[0]['rounds']} rounds.",
         "",
         "| exchange | framed MB | at line rate, s | measured, s | ratio | goal | |",
