@@ -13,6 +13,7 @@ import os
 import tempfile
 
 import numba
+import numpy as np
 
 from thinwire import host
 from thinwire.kernels.cpu_bits import padded_words
@@ -21,7 +22,7 @@ from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fi
 from thinwire.kernels.cpu_entropy_decode import decode_codes
 from thinwire.kernels.cpu_entropy_encode import encode_codes
 from thinwire.kernels.cpu_index_decode import decode_index, read_side_by_side
-from thinwire.kernels.cpu_index_encode import encode_index
+from thinwire.kernels.cpu_index_encode import encode_index, sum_ahead
 from thinwire.kernels.cpu_lloyd import look_up, two_levels
 from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_owed import land, owe, scatter, settle
@@ -120,6 +121,7 @@ def _call_each() -> None:
     places = encode_index(index, counts, starts)
     decode_index(places, counts, starts)
     cut = array(counts), array(starts), array(starts)
+    sum_ahead(array(index), *cut, np.empty((2, 4), np.int64))
     read_side_by_side(padded_words(places), len(places), *cut, array(index))
     decode_codes(encode_codes(pack(host.ints([9] * 100), 4), 100, 4), 100, 4, 14)
     accumulate(host.zeros(3), None, v, 1.0)

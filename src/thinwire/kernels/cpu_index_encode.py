@@ -248,6 +248,13 @@ def _write_pieces(index: Array, pieces: Array, first: Number, last: Number, out:
         copy(out[place : place + size], raw)
 
 
+def sum_ahead(index: Array, counts: Array, starts: Array, domains: Array, rows: Array) -> None:
+    """Writes the rows that `_choose` looks at first, side by side where there are many."""
+    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    ahead = index, ends[np.searchsorted(starts, domains)], domains
+    each_share(index.size, len(rows), lambda first, last: _sum_ahead(*ahead, first, last, rows))
+
+
 def encode_index(
     index: torch.Tensor,
     counts: torch.Tensor,
@@ -266,11 +273,7 @@ def encode_index(
     sizes = np.empty(len(pieces), np.int64)
     rows = np.empty((index.numel() // _PIECE + tags.size + 1, 4), np.int64)
     if long := index.numel() >= ALONE:
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(cut[1])])
-        ahead = cut[0], ends[np.searchsorted(cut[2], cut[3])], cut[3]
-        each_share(
-            index.numel(), len(rows), lambda first, last: _sum_ahead(*ahead, first, last, rows)
-        )
+        sum_ahead(*cut, rows)
     size = _choose(*cut, tags, sizes, rows, long)
     if size < 0:
         raise ValueError("indices must ascend within their groups")
