@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from thinwire.kernels.numba_support import (
+    LINE,
     Array,
     Number,
     copy,
@@ -21,7 +22,6 @@ from thinwire.kernels.numba_support import (
 )
 from thinwire.kernels.parallel import each_stretch, stretches
 
-LINE = 64
 CHECKED = 1024
 """Entries that are looked at before the next question whether there is room."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thinwire.kernels.numba_support import Array, Number, copy, kernel
+from thinwire.kernels.numba_support import Array, Number, copy, inlined, kernel
 
 _BLOCK = 32
 _CACHED = 1 << 19
@@ -90,6 +90,19 @@ def _by_histogram(bits: Array, mask: Number, k: Number, histogram: Array) -> Num
 
 
 @kernel
+def _bin(bits: Array, mask: Number, floor: Number, k: Number, histogram: Array) -> Number:
+    """Returns the bin's lowest and highest key, and how many of the k largest lie in it."""
+    edge, shift, quota = threshold(bits, mask, floor, k, histogram)
+    return edge, np.uint32(edge + np.uint32((np.int64(1) << shift) - 1)), quota
+
+
+@inlined
+def _in_bin(key: Number, edge: Number, last: Number, quota: Number) -> Number:
+    """Tells, without a branch, whether a key is one of the bin's that are still wanted."""
+    return np.int64(key >= edge) & np.int64(key <= last) & np.int64(quota > 0)
+
+
+@kernel
 def collect(
     bits: Array, mask: Number, k: Number, histogram: Array, first: Number, out: Array
 ) -> None:
@@ -100,8 +113,7 @@ def collect(
         return
     if k == 0:
         return
-    edge, shift, quota = threshold(bits, mask, np.uint32(0), k, histogram)
-    last = np.uint32(edge + np.uint32((np.int64(1) << shift) - 1))
+    edge, last, quota = _bin(bits, mask, np.uint32(0), k, histogram)
     m = 0
     for at in range(0, bits.size, _BLOCK):
         block = bits[at : at + _BLOCK]
@@ -115,7 +127,7 @@ def collect(
                 return
             # Without a branch on the key: among candidates it would be guessed wrong.
             key = np.uint32(block[j] & mask)
-            level = np.int64(key >= edge) & np.int64(key <= last) & np.int64(quota > 0)
+            level = _in_bin(key, edge, last, quota)
             quota -= level
             out[m] = first + at + j
             m += np.int64(key > last) | level
@@ -136,15 +148,14 @@ def take(
         return
     if k == 0:
         return
-    edge, shift, quota = threshold(bits, mask, floor, k, histogram)
-    last = np.uint32(edge + np.uint32((np.int64(1) << shift) - 1))
+    edge, last, quota = _bin(bits, mask, floor, k, histogram)
     m, end = np.uint64(0), np.uint64(k)
     for j in range(bits.size):
         if m == end:
             return
         # Without a branch on the key: among candidates it would be guessed wrong.
         key = np.uint32(bits[j] & mask)
-        level = np.int64(key >= edge) & np.int64(key <= last) & np.int64(quota > 0)
+        level = _in_bin(key, edge, last, quota)
         quota -= level
         out[m] = index[j]
         if kept.size:

@@ -17,7 +17,6 @@ from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_candidates import (
     CHECKED,
-    LINE,
     candidates,
     each_group,
     gathered,
@@ -27,6 +26,7 @@ from thinwire.kernels.cpu_candidates import (
 from thinwire.kernels.cpu_owed import FLOAT32, NOTHING_OWED, fetch, load, read
 from thinwire.kernels.cpu_radix import collect, take, threshold
 from thinwire.kernels.numba_support import (
+    LINE,
     Array,
     Number,
     array,

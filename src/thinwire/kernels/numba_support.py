@@ -56,29 +56,29 @@ prefetch: Any = _prefetch
 """Asks for the cache line at an address, inside a kernel; any address is safe to ask for."""
 
 
-_LINE = 64
+LINE = 64
+"""Entries that are looked at in one vector operation, whose answer is a word."""
+_KEYS, _FLOATS = (ir.VectorType(kind, LINE) for kind in (ir.IntType(32), ir.FloatType()))
+
+
+def _everywhere(builder: Any, value: Any, line: Any) -> Any:
+    """Writes a line of so many times the same value."""
+    nothing = ir.Constant(line, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_KEYS, [0] * LINE))
 
 
 def _reached(builder: Any, keys: Any, mask: Any, limit: Any) -> Any:
     """Writes a comparison of a line of keys; the answer's bit j is entry j's."""
-    number, many = ir.IntType(32), ir.VectorType(ir.IntType(32), _LINE)
-    masks, limits = (
-        builder.shuffle_vector(
-            builder.insert_element(ir.Constant(many, ir.Undefined), arg, number(0)),
-            ir.Constant(many, ir.Undefined),
-            ir.Constant(many, [0] * _LINE),
-        )
-        for arg in (mask, limit)
-    )
+    masks, limits = (_everywhere(builder, value, _KEYS) for value in (mask, limit))
     reached = builder.icmp_unsigned(">=", builder.and_(keys, masks), limits)
-    return builder.bitcast(reached, ir.IntType(_LINE))
+    return builder.bitcast(reached, ir.IntType(LINE))
 
 
 @intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
 def _reaching(typing: Any, address: Any, mask: Any, limit: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        many = ir.VectorType(ir.IntType(32), _LINE)
-        keys = builder.load(builder.inttoptr(args[0], many.as_pointer()), align=4)
+        keys = builder.load(builder.inttoptr(args[0], _KEYS.as_pointer()), align=4)
         return _reached(builder, keys, *args[1:])
 
     return types.uint64(types.int64, types.uint32, types.uint32), code
@@ -93,19 +93,14 @@ def _owed_reaching(
     typing: Any, a: Any, p: Any, m: Any, out: Any, decay: Any, mask: Any, limit: Any
 ) -> Any:
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        many, floats = (ir.VectorType(t, _LINE) for t in (ir.IntType(32), ir.FloatType()))
         anchor, params, residual = (
-            builder.load(builder.inttoptr(place, floats.as_pointer()), align=4)
+            builder.load(builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
             for place in args[:3]
         )
-        decays = builder.shuffle_vector(
-            builder.insert_element(ir.Constant(floats, ir.Undefined), args[4], ir.IntType(32)(0)),
-            ir.Constant(floats, ir.Undefined),
-            ir.Constant(many, [0] * _LINE),
-        )
+        decays = _everywhere(builder, args[4], _FLOATS)
         u = builder.fadd(builder.fsub(anchor, params), builder.fmul(residual, decays))
-        builder.store(u, builder.inttoptr(args[3], floats.as_pointer()), align=4)
-        return _reached(builder, builder.bitcast(u, many), *args[5:])
+        builder.store(u, builder.inttoptr(args[3], _FLOATS.as_pointer()), align=4)
+        return _reached(builder, builder.bitcast(u, _KEYS), *args[5:])
 
     place, word = types.int64, types.uint32
     return types.uint64(place, place, place, place, types.float32, word, word), code

@@ -19,14 +19,13 @@ from torch import Tensor
 from thinwire import host
 from thinwire.errors import ConfigError, FrameError, PeerLost, RoundTimeout, TransportError
 from thinwire.host import Bytes
+from thinwire.memory import LINE
 from thinwire.transport.base import Post, Take, Turn
 from thinwire.transport.messages import Cutting, Window
 
 MESSAGE = Cutting(first=1 << 18, each=1 << 18, unread=8)
 """Of Gloo, which aborts the process that receives more than it asked for, and does not say when it
 got less: who receives asks for what the bound allows until it has read how long the frame is."""
-LINE = 64
-"""Bytes of a cache line: where a frame's body begins on one, its values are read where they lie."""
 
 
 @dataclass(eq=False)
@@ -186,6 +185,7 @@ class DistributedTransport:
         return frame.n is not None and frame.asked == most
 
     def _room(self, n: int) -> Tensor:
+        # Where a frame's body begins on a cache line, its values are read where they lie.
         room = host.empty(n + LINE, torch.uint8, self._device or host.CPU)
         before = -(room.data_ptr() + self._header) % LINE
         return room[before : before + n]
