@@ -174,9 +174,20 @@ class Watched:
                 owes = (mem[name].double() for name in ("owed", "s") if name in mem)
                 u = sum(owes, moved)
                 forgotten = u + after["p"].double() - direction.double()
-        entry = (moved, direction.double(), forgotten)
-        self.entry = Entry(*(host.bring(term) for term in entry))
+        self._book(moved, direction.double(), forgotten)
         return direction, after
+
+    def moved(self, delta: Tensor, direction: Tensor) -> None:
+        """Books a round, held by other means, that said everything.
+
+        Args:
+            delta: (d,) float32, the pseudo-gradient.
+            direction: (d,) float32, what the round moved this worker's model by.
+        """
+        self._book(delta.double(), direction.double(), torch.zeros_like(delta, dtype=torch.float64))
+
+    def _book(self, *terms: Tensor) -> None:
+        self.entry = Entry(*(host.bring(term) for term in terms))
 
 
 def fold(exchange: Exchange, delta: Tensor, mem: Memory) -> tuple[Memory, Entry]:

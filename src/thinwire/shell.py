@@ -17,14 +17,14 @@ from thinwire import checkpoint, flat, host, kernels, parameters
 from thinwire.company import Company, Tried
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
-from thinwire.exchange import Exchange, Here, Memory, NoFeedback, Server
+from thinwire.exchange import AllReduce, Exchange, Here, Memory, NoFeedback, Server
 from thinwire.exchange.agree import HELLO_BOUND, SHORT, Said, agree, broadcast, decide, hello
 from thinwire.exchange.compare import compare
 from thinwire.exchange.driver import drive
 from thinwire.exchange.without import Without
 from thinwire.flat import Spans
 from thinwire.keys import Key
-from thinwire.lean import fits, lean_round
+from thinwire.lean import fits, lean_round, mean_round
 from thinwire.ledger import Entry, Ledger, Watched
 from thinwire.outer import Adopt, Average, Outer
 from thinwire.parameters import Buffers, Given
@@ -575,6 +575,12 @@ class LocalSGD(torch.optim.Optimizer):
         if self._lean:
             talk = lean_round(began, self._params, self.exchange, self.outer, self._here())
             return (yield from talk)
+        if isinstance(self.exchange, AllReduce) and outer == Average():
+            anchor, params = began.anchor, partial(self.progress, began.anchor)
+            state = yield from mean_round(began, params, self.exchange, self._here())
+            if isinstance(exchange, Watched):
+                exchange.moved(anchor - params(), anchor - state.anchor)
+            return state
         return (yield from self._dense_round(began, called, exchange, outer))
 
     def _without(

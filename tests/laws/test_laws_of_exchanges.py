@@ -217,7 +217,7 @@ def test_the_price_is_what_the_docstring_says(exchange: tw.Exchange, C: Compress
             for rank, outcome in enumerate(outcomes):
                 others = [size for r, size in enumerate(sizes) if r != rank]
                 if isinstance(exchange, tw.Gather):
-                    assert outcome.turns == [(N, N)]
+                    assert outcome.turns == [(N, 0), (0, N)]
                     assert away(outcome, rank) == [sizes[rank]] * (N - 1)
                     # The nearest on the left comes first.
                     assert came(outcome, rank) == [sizes[rank - hop] for hop in range(1, N)]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from thinwire import kernels
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
-from thinwire.exchange.feedback import ALARM_BODY
-from thinwire.exchange.hear import ALL_RANKS, divisor, heard_from_all
+from thinwire.exchange.feedback import ALARM_BODY, first_broken
+from thinwire.exchange.hear import ALL_RANKS, all_say, divisor
 from thinwire.flat import Spans
 from thinwire.host import Bytes
-from thinwire.transport.base import Reduce
+from thinwire.transport.base import Answer, Ask, Reduce
 from thinwire.wire.frame import HEADER, Kind, unseal
 
 FINE = (1 << 32) - 1
@@ -45,20 +45,35 @@ class AllReduce(Exchange):
         return {}
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        first_nonfinite = kernels.active(here.device).first_nonfinite
-        own = first_nonfinite(delta, here.spans.starts)
-        total = yield Reduce(delta)
-        assert isinstance(total, Tensor)
-        if first_nonfinite(total, here.spans.starts) >= 0:
-            # All ranks see it in the sum, so all come here and tell each other whose it is.
-            body = (own if own >= 0 else FINE).to_bytes(ALARM_BODY, "little")
-            alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
-            frames = yield from heard_from_all(alarm, here, bound)
-            raise NonFiniteError(self._found(frames, total, here), here.round)
-        total /= divisor(here.N, total)
-        return total, mem
+        own = first_broken(None, delta, here)
+        return (yield from self.mean(delta, here, lambda: own)), mem
 
-    def _found(self, frames: list[Bytes], total: Tensor, here: Here) -> list[tuple[int, str]]:
+    def mean(
+        self, vector: Tensor, here: Here, own: Callable[[], int]
+    ) -> Generator[Ask, Answer, Tensor]:
+        """As a talk, returns (sum over ranks of vector) / N, in the vector's place.
+
+        Args:
+            vector: (d,) float32.
+            here: where this worker stands.
+            own: where the sum is not finite, returns this worker's first tensor that is not, or -1.
+
+        Raises:
+            NonFiniteError: the sum is not finite; on every rank.
+        """
+        total = yield Reduce(vector)
+        assert isinstance(total, Tensor)
+        if (overflow := first_broken(None, total, here)) >= 0:
+            # All ranks see it in the sum, so all come here and tell each other whose it is.
+            broken = own()
+            body = (broken if broken >= 0 else FINE).to_bytes(ALARM_BODY, "little")
+            alarm, bound = here.seal(Kind.ALARM, body), HEADER + ALARM_BODY
+            frames = yield from all_say(alarm, here.rank, here.N, bound)
+            found = self._found(frames, here) or [(ALL_RANKS, tensor_name(here, overflow))]
+            raise NonFiniteError(found, here.round)
+        return total.div_(divisor(here.N, total))
+
+    def _found(self, frames: list[Bytes], here: Here) -> list[tuple[int, str]]:
         found = []
         for rank, frame in enumerate(frames):
             _, body = unseal(frame, here.address(rank), Kind.ALARM)
@@ -67,5 +82,4 @@ class AllReduce(Exchange):
             reader.end()
             if tensor != FINE:
                 found.append((rank, tensor_name(here, tensor)))
-        overflow = kernels.active(here.device).first_nonfinite(total, here.spans.starts)
-        return found or [(ALL_RANKS, tensor_name(here, overflow))]
+        return found

@@ -94,6 +94,7 @@ class Asynchronous(Exchange):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         saying = say(delta, mem, here, self.feedback)
         yield from turn((Post(self.root, saying.frame, said_bound(here)),))
+        residual = saying.residual(here)
         if here.rank == self.root:
             mem = yield from self.attend(anchor, mem, here)
         frames = yield from turn(takes=(Take(self.root, reply_bound(here)),))
@@ -104,7 +105,7 @@ class Asynchronous(Exchange):
             raise refusal(reader, here)
         x = decode_values(reader, Head.read(reader).form, anchor)
         reader.end()
-        return x, keep(mem, saying.residual)
+        return x, keep(mem, residual)
 
     def attend(self, anchor: Tensor, mem: Memory, here: Here) -> Generator[Ask, Answer, Memory]:
         if here.rank != self.root:

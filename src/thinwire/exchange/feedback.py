@@ -29,12 +29,21 @@ class Saying:
     Args:
         frame: the bytes: a SAID, or an ALARM where u is not finite.
         payload: what the frame says; None where it is an ALARM.
-        residual: u - said, what is still owed; None where feedback is off.
+        u: (d,) float32, what it was said of; None where feedback is off.
     """
 
     frame: Bytes
     payload: Payload | None = None
-    residual: Tensor | None = None
+    u: Tensor | None = None
+
+    def residual(self, here: Here) -> Tensor | None:
+        """Returns m = u - said, what is still owed, in u's place: once. None without feedback.
+
+        Nobody waits for it: the frame may be on its way before.
+        """
+        if self.u is not None and self.payload is not None:
+            here.compressor.remove(self.u, self.payload)
+        return self.u
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,7 +118,7 @@ def said_bound(here: Here) -> int:
 
 
 def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback) -> Saying:
-    """Returns this worker's message: u = delta + m, say C(u), m = u - said.
+    """Returns this worker's message: u = delta + m, say C(u); then m = u - said.
 
     Args:
         delta: (d,) float32.
@@ -121,8 +130,7 @@ def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback)
     saying = say_owed(u, here)
     if saying.payload is None or isinstance(feedback, NoFeedback):
         return saying
-    here.compressor.remove(u, saying.payload)
-    return replace(saying, residual=u)
+    return replace(saying, u=u)
 
 
 def say_owed(u: Tensor | Owed, here: Here) -> Saying:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import ClassVar
 
 from torch import Tensor
@@ -18,8 +20,10 @@ from thinwire.exchange.feedback import (
     said_bound,
     say,
 )
-from thinwire.exchange.hear import hear, heard, heard_from_all
+from thinwire.exchange.hear import Folding, all_say
 from thinwire.flat import Spans
+from thinwire.host import Bytes
+from thinwire.transport.base import Answer, Ask
 from thinwire.value import of_kind
 
 
@@ -51,7 +55,31 @@ class Gather(Exchange):
         return first_residual(self.feedback, here)
 
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        saying = say(delta, mem, here, self.feedback)
-        bound = said_bound(here)
-        frames = yield from heard_from_all(saying.frame, here, bound)
-        return heard(hear(frames, here), here), keep(mem, saying.residual)
+        return (yield from gathered(all_say, delta, mem, here, self.feedback))
+
+
+def gathered(
+    say_all: Callable[..., Generator[Ask, Answer, list[Bytes]]],
+    delta: Tensor,
+    mem: Memory,
+    here: Here,
+    feedback: Feedback | NoFeedback,
+) -> Talk:
+    """A round in which every worker hears every other; the residual and the sum are made meanwhile.
+
+    Args:
+        say_all: `all_say`, or `passed_on`.
+        delta: (d,) float32.
+        mem: holds "residual" where feedback is on.
+        here: where this worker stands.
+        feedback: whether and how the residual is kept.
+    """
+    saying, folding = say(delta, mem, here, feedback), Folding(here)
+    residual = cache(lambda: saying.residual(here))
+
+    def meanwhile(frames: dict[int, Bytes]) -> None:
+        residual()
+        folding.go_on(frames)
+
+    frames = yield from say_all(saying.frame, here.rank, here.N, said_bound(here), meanwhile)
+    return folding.mean(frames), keep(mem, residual())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Generator
 
 from torch import Tensor
 
 from thinwire import kernels
-from thinwire.errors import NonFiniteError
+from thinwire.errors import FrameError, NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY
 from thinwire.host import Bytes
-from thinwire.transport.base import Answer, Ask, Post, Take, Turn
+from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import Reader, unpack
 from thinwire.wire.frame import Kind, unseal
 
@@ -62,9 +61,24 @@ def mean(readers: list[Reader], here: Here) -> Tensor:
     Raises:
         NonFiniteError: finite messages sum to an infinity.
     """
-    C, total = here.compressor, here.zeros()
+    total = here.zeros()
     for rank, reader in enumerate(readers):
-        C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank), here.device))
+        add(total, reader, rank, here)
+    return divided(total, here)
+
+
+def add(total: Tensor, reader: Reader, rank: int, here: Here) -> None:
+    """Adds what that rank says to a sum that begins at +0, in place."""
+    C = here.compressor
+    C.accumulate(total, unpack(reader, C, here.spans, here.key_of(rank), here.device))
+
+
+def divided(total: Tensor, here: Here) -> Tensor:
+    """Returns total / N, in its place.
+
+    Raises:
+        NonFiniteError: the sum is not finite.
+    """
     total /= divisor(here.N, total)
     total += 0.0  # A quotient that underflows to -0 becomes +0, as a sparse reply says it.
     check_finite(total, here)
@@ -93,51 +107,98 @@ def heard(bodies: list[memoryview], here: Here) -> Tensor:
     return direction
 
 
+class Folding:
+    """The mean of all ranks' messages, folded in rank order while the later ones are on the wire.
+
+    Args:
+        here: where this worker stands.
+    """
+
+    def __init__(self, here: Here) -> None:
+        self._here, self._next, self._stuck = here, 0, False
+        self._total: Tensor | None = None
+
+    def go_on(self, frames: dict[int, Bytes]) -> None:
+        """Folds what can be of these, by rank; what is wrong with one waits for `mean`."""
+        here = self._here
+        while not self._stuck and self._next in frames:
+            try:
+                body, broken = listen(frames[self._next], self._next, here)
+                self._stuck = broken is not None
+                if not self._stuck:
+                    reader = here.reader(body, self._next)
+                    self._total = here.zeros() if self._total is None else self._total
+                    add(self._total, reader, self._next, here)
+                    reader.end()
+                    self._next += 1
+            except FrameError:
+                self._stuck = True
+
+    def mean(self, frames: list[Bytes]) -> Tensor:
+        """Returns the mean of all frames, given in rank order.
+
+        Raises:
+            NonFiniteError, FrameError: as `hear` and `heard` would.
+        """
+        self.go_on(dict(enumerate(frames)))
+        if self._total is None or self._stuck:
+            return heard(hear(frames, self._here), self._here)
+        return divided(self._total, self._here)
+
+
 def to_all(frame: Bytes, N: int, bound: int) -> tuple[Post, ...]:
     """Returns posts of one frame to every rank, the speaker among them."""
     return tuple(Post(rank, frame, bound) for rank in range(N))
 
 
 TOGETHER = 1 << 22
-"""Bytes: what may be more is said to one rank after another."""
-Hop = TypeVar("Hop")
+"""Bytes: what may be more goes round."""
 
 
-def in_turn(hops: list[Hop], bound: int) -> list[list[Hop]]:
-    """Returns the hops in groups: a rank goes on when it has heard all of a group.
+def goes_round(bound: int) -> bool:
+    """Returns whether what all say to all goes round a ring, where it has so many bytes.
 
-    Long frames go one hop at a time, so that at any time one speaks to one: who hears two slows
-    both, and keeps their other hearers waiting. For short ones the way there and back counts.
-
-    Args:
-        hops: whom to speak to and to hear, each rank's as far from it as any other's.
-        bound: the most bytes that are said in a hop, as all ranks know it.
-
-    Example:
-        >>> in_turn([1, 2, 3], bound=1000), in_turn([1, 2, 3], bound=10**8)
-        ([[1, 2, 3]], [[1], [2], [3]])
+    Long frames are said to one neighbour and heard from the other, which fills every line: who
+    hears two at once slows both. For short ones the way there and back counts.
     """
-    return [hops] if bound <= TOGETHER or not hops else [[hop] for hop in hops]
+    return bound > TOGETHER
 
 
-def all_say(frame: Bytes, rank: int, N: int, bound: int) -> Iterator[Turn]:
-    """Yields the turns in which every rank says one frame to every rank, itself among them.
+Meanwhile = Callable[[dict[int, Bytes]], None]
+"""Is told whenever a frame is on its way what has come so far, by rank, and may use the time."""
 
-    Each speaks to the right and hears from the left, the nearest first.
+
+def idle(frames: dict[int, Bytes]) -> None:
+    """Uses no time."""
+
+
+def all_say(
+    frame: Bytes, rank: int, N: int, bound: int, meanwhile: Meanwhile = idle
+) -> Generator[Ask, Answer, list[Bytes]]:
+    """As a talk: says a frame to all, and returns the frames that all said, in rank order.
+
+    Short ones are said to each, the right neighbour first, and long ones go round.
     """
-    for hops in in_turn(list(range(N)), bound):
-        posts = tuple(Post((rank + hop) % N, frame, bound) for hop in hops)
-        yield Turn(posts, tuple(Take((rank - hop) % N, bound) for hop in hops))
+    if goes_round(bound):
+        return (yield from passed_on(frame, rank, N, bound, meanwhile))
+    yield from turn(tuple(Post((rank + hop) % N, frame, bound) for hop in range(N)))
+    meanwhile({rank: frame})
+    takes = tuple(Take((rank - hop) % N, bound) for hop in range(N))
+    heard = yield from turn(takes=takes)
+    return [heard[(rank - other) % N] for other in range(N)]
 
 
-def heard_from_all(frame: Bytes, here: Here, bound: int) -> Generator[Ask, Answer, list[Bytes]]:
-    """Says a frame to all, and returns the frames that all said, in rank order."""
-    frames: list[Bytes] = []
-    for turn in all_say(frame, here.rank, here.N, bound):
-        heard = yield turn
-        assert isinstance(heard, list)
-        frames += heard
-    return [frames[(here.rank - rank) % here.N] for rank in range(here.N)]
+def passed_on(
+    frame: Bytes, rank: int, N: int, bound: int, meanwhile: Meanwhile = idle
+) -> Generator[Ask, Answer, list[Bytes]]:
+    """As a talk: the frames of all go round, each said to the right; returns them in rank order."""
+    frames, left = {rank: frame}, Take((rank - 1) % N, bound)
+    for hop in range(1, N):
+        post = Post((rank + 1) % N, frames[(rank - hop + 1) % N], bound)
+        yield from turn((post,), coming=(left,) * (N - hop))
+        meanwhile(frames)
+        (frames[(rank - hop) % N],) = yield from turn(takes=(left,), coming=(left,) * (N - 1 - hop))
+    return [frames[other] for other in range(N)]
 
 
 def from_all(N: int, bound: int) -> tuple[Take, ...]:

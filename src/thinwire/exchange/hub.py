@@ -111,9 +111,8 @@ class Hub(Exchange):
         if head.form is not Form.WHOLE and head.since != int(mem["version"]):
             reader.fail(f"it starts from version {head.since}; this worker holds {mem['version']}")
         x = self.apply(anchor, head, reader, here)
-        owed = saying.residual
-        if not head.taken:
-            owed = self.feedback.owed(delta, mem) if isinstance(self.feedback, Feedback) else None
+        # A refused update stays in m whole.
+        owed = saying.residual(here) if head.taken else saying.u
         return x, {**keep(mem, owed), "version": host.ints([head.version])}
 
     def apply(self, anchor: Tensor, head: Head, reader: Reader, here: Here) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import ClassVar, Literal
 
 import torch
@@ -26,14 +27,13 @@ from thinwire.exchange.feedback import (
     check_feedback,
     first_residual,
     keep,
-    said_bound,
-    say,
 )
-from thinwire.exchange.hear import divisor, hear, heard, in_turn
+from thinwire.exchange.gather import gathered
+from thinwire.exchange.hear import divisor, goes_round, passed_on
 from thinwire.exchange.segments import Piece, Takes, Trouble, cut, place, relayed
 from thinwire.flat import Spans
 from thinwire.host import Bytes
-from thinwire.transport.base import Answer, Ask, Post, Take, turn
+from thinwire.transport.base import Answer, Ask, Post, Take
 from thinwire.value import of_kind, one_of
 from thinwire.value import whole as whole_number
 
@@ -128,7 +128,7 @@ class Ring(Exchange):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         form, _ = self.choose(here.compressor)
         if form == "gather":
-            return (yield from self._gather(delta, mem, here))
+            return (yield from gathered(passed_on, delta, mem, here, self.feedback))
         u = self.feedback.owed(delta, mem)
         e = host.empty(len(u), device=u.device) if isinstance(self.feedback, Feedback) else None
         talk = self._ring if form == "ring" else self._two_phase
@@ -179,10 +179,25 @@ class Ring(Exchange):
         pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
         # Each speaks to the right and hears from the left, (owner, rank) as far away on each side.
         hops = [((r + hop) % N, (r - hop) % N) for hop in range(1, N)]
-        longest = max(sum(piece.bound for piece in segment) for segment in pieces)
-        groups = in_turn(hops, longest)
-        first, last = groups[0], groups[-1]
+        says = [(owner, piece) for owner, _ in hops for piece in pieces[owner]]
+        hears = [(rank, piece) for _, rank in hops for piece in pieces[r]]
+        means = [(owner, piece) for _, owner in hops for piece in pieces[owner]]
+        # Of long pieces the next leaves when one has come, so that at any time one speaks to one:
+        # who hears two slows both. And their means go round.
+        long = goes_round(max(sum(piece.bound for piece in segment) for segment in pieces))
+        ahead, tellers = (len(pieces[r]), hops[:1]) if long else (len(says), hops)
         told: dict[tuple[int, int], Bytes] = {}
+        takes = Takes(
+            Take(rank, piece.bound)
+            for rank, piece in (*hears, *((hops[0][1] if long else o, piece) for o, piece in means))
+        )
+
+        def to_owner(owner: int, piece: Piece) -> Post:
+            at = slice(piece.low, piece.high)
+            said = trouble.speak(u[at], piece, None if e is None else e[at])
+            if e is not None:
+                torch.sub(u[at], e[at], out=e[at])
+            return Post(owner, said, piece.bound)
 
         def mean(piece: Piece) -> Bytes:
             at = slice(piece.low, piece.high)
@@ -197,46 +212,25 @@ class Ring(Exchange):
                 e[at] = t - N * w
             return said
 
-        means: list[Bytes] = []
-        for some in groups:
-            takes = Takes(Take(rank, piece.bound) for _, rank in some for piece in pieces[r])
-            for owner, _ in some:
-                for piece in pieces[owner]:
-                    at = slice(piece.low, piece.high)
-                    said = trouble.speak(u[at], piece, None if e is None else e[at])
-                    if e is not None:
-                        torch.sub(u[at], e[at], out=e[at])
-                    yield from takes.turn(0, (Post(owner, said, piece.bound),))
-            for _, rank in some if some is not last else some[:-1]:
-                for piece in pieces[r]:
-                    (told[rank, piece.low],) = yield from takes.turn(1)
-        for piece in pieces[r]:
-            for _, rank in last[-1:]:
-                (told[rank, piece.low],) = yield from takes.turn(1)
-            means.append(mean(piece))
-            yield from takes.turn(0, tuple(Post(to, means[-1], piece.bound) for to, _ in first))
-        for some in groups:
-            takes = Takes(Take(owner, piece.bound) for _, owner in some for piece in pieces[owner])
-            for to, _ in some if some is not first else []:
-                for frame, piece in zip(means, pieces[r], strict=True):
-                    yield from takes.turn(0, (Post(to, frame, piece.bound),))
-            for _, owner in some:
-                for piece in pieces[owner]:
-                    (frame,) = yield from takes.turn(1)
-                    w = direction[piece.low : piece.high].zero_()
-                    trouble.hear(frame, piece, owner, w)
+        for owner, piece in says[:ahead]:
+            yield from takes.turn(0, (to_owner(owner, piece),))
+        for (rank, piece), after in zip_longest(hears, says[ahead:]):
+            (told[rank, piece.low],) = yield from takes.turn(1)
+            if after is not None:
+                yield from takes.turn(0, (to_owner(*after),))
+            if rank == hops[-1][1]:
+                said = mean(piece)
+                yield from takes.turn(0, tuple(Post(to, said, piece.bound) for to, _ in tellers))
+        if N == 1:
+            for piece in pieces[r]:
+                mean(piece)
+        for owner, piece in means:
+            (frame,) = yield from takes.turn(1)
+            trouble.hear(frame, piece, owner, direction[piece.low : piece.high].zero_())
+            if long and owner != hops[0][0]:
+                yield from takes.turn(0, (Post(hops[0][0], frame, piece.bound),))
         trouble.end()
         return direction
-
-    def _gather(self, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        N, r = here.N, here.rank
-        saying, bound = say(delta, mem, here, self.feedback), said_bound(here)
-        frames: dict[int, Bytes] = {r: saying.frame}
-        for hop in range(1, N):
-            yield from turn((Post((r + 1) % N, frames[(r - hop + 1) % N], bound),))
-            (frames[(r - hop) % N],) = yield from turn(takes=(Take((r - 1) % N, bound),))
-        bodies = hear([frames[rank] for rank in range(N)], here)
-        return heard(bodies, here), keep(mem, saying.residual)
 
 
 def _rescales(compressor: Compressor) -> bool:

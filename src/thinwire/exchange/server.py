@@ -88,15 +88,17 @@ class Server(Exchange):
             reply, answer = self._answer(frames, mem, here)
             others = tuple(p for p in to_all(reply, here.N, down) if p.to != self.root)
             yield from turn(others)
+            residual = saying.residual(here)
             if isinstance(answer, ThinwireError):
                 raise answer
             direction, mem = answer
         else:
             yield from turn((post,))
+            residual = saying.residual(here)
             frames = yield from turn(takes=(Take(self.root, down),))
             kind, body = unseal(frames[0], here.address(self.root), Kind.REPLY, Kind.REFUSAL)
             direction = decode_reply(kind, here.reader(body, self.root), self.downlink, here)
-        return direction, keep(mem, saying.residual)
+        return direction, keep(mem, residual)
 
     def _answer(
         self, frames: list[Bytes], mem: Memory, here: Here

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from thinwire.exchange import (
     Server,
 )
 from thinwire.exchange.consensus import ROOT
-from thinwire.exchange.hear import all_say, in_turn
+from thinwire.exchange.hear import goes_round
 from thinwire.exchange.marsit import PIECE
 from thinwire.exchange.over_graph import OverGraph, Stepping
 from thinwire.exchange.segments import places
@@ -94,8 +95,20 @@ def _server(exchange: Server, at: Place) -> Talk:
 
 
 def _gather(exchange: Gather, at: Place) -> Talk:
+    said, r, N = Sized(at.sizes.whole), at.rank, at.N
+    n = len(said)
+    if goes_round(n):
+        yield from _passed_on(at)
+        return
+    yield from turn(tuple(Post((r + hop) % N, said, n) for hop in range(N)))
+    yield from turn(takes=tuple(Take((r - hop) % N, n) for hop in range(N)))
+
+
+def _passed_on(at: Place) -> Talk:
     said = Sized(at.sizes.whole)
-    yield from all_say(said, at.rank, at.N, len(said))
+    for _ in range(1, at.N):
+        yield from turn((Post((at.rank + 1) % at.N, said, len(said)),))
+        yield from turn(takes=(Take((at.rank - 1) % at.N, len(said)),))
 
 
 def _all_reduce(exchange: AllReduce, at: Place) -> Talk:
@@ -109,10 +122,7 @@ def _ring(exchange: Ring, at: Place) -> Talk:
     elif form == "two-phase":
         yield from _two_phase(at, exchange.pipeline)
     else:
-        right, left, said = (at.rank + 1) % at.N, (at.rank - 1) % at.N, Sized(at.sizes.whole)
-        for _ in range(1, at.N):
-            yield from turn((Post(right, said, len(said)),))
-            yield from turn(takes=(Take(left, len(said)),))
+        yield from _passed_on(at)
 
 
 def _hops(at: Place, pipeline: int, size: Callable[[int, int], int]) -> Talk:
@@ -133,26 +143,23 @@ def _two_phase(at: Place, pipeline: int) -> Talk:
     N, r = at.N, at.rank
     cuts = _cuts(at.sizes, N, pipeline)
     hops = [((r + hop) % N, (r - hop) % N) for hop in range(1, N)]
-    groups = in_turn(hops, max(map(sum, cuts)))
-    for some in groups:
-        for owner, _ in some:
-            for n in cuts[owner]:
-                yield from turn((Post(owner, Sized(n), n),))
-        for _, rank in some if some is not groups[-1] else some[:-1]:
-            for n in cuts[r]:
-                yield from turn(takes=(Take(rank, n),))
-    for n in cuts[r]:
-        for _, rank in groups[-1][-1:]:
-            yield from turn(takes=(Take(rank, n),))
-        frame = Sized(n)
-        yield from turn(tuple(Post(to, frame, n) for to, _ in groups[0]))
-    for some in groups:
-        for to, _ in some if some is not groups[0] else []:
-            for n in cuts[r]:
-                yield from turn((Post(to, Sized(n), n),))
-        for _, owner in some:
-            for n in cuts[owner]:
-                yield from turn(takes=(Take(owner, n),))
+    says = [(owner, n) for owner, _ in hops for n in cuts[owner]]
+    hears = [(rank, n) for _, rank in hops for n in cuts[r]]
+    long = goes_round(max(map(sum, cuts)))
+    ahead, tellers = (len(cuts[r]), hops[:1]) if long else (len(says), hops)
+    for owner, n in says[:ahead]:
+        yield from turn((Post(owner, Sized(n), n),))
+    for (rank, n), after in zip_longest(hears, says[ahead:]):
+        yield from turn(takes=(Take(rank, n),))
+        if after is not None:
+            yield from turn((Post(after[0], Sized(after[1]), after[1]),))
+        if rank == hops[-1][1]:
+            yield from turn(tuple(Post(to, Sized(n), n) for to, _ in tellers))
+    for _, owner in hops:
+        for n in cuts[owner]:
+            yield from turn(takes=(Take(hops[0][1] if long else owner, n),))
+            if long and owner != hops[0][0]:
+                yield from turn((Post(hops[0][0], Sized(n), n),))
 
 
 @lru_cache(maxsize=64)
