@@ -154,17 +154,32 @@ def write(vector: Tensor, tensors: Sequence[Tensor]) -> None:
             at += tensor.numel()
 
 
-def as_held(vector: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Returns the flat vector as these tensors would hold it, each in its own dtype.
+def difference(anchor: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Returns anchor - tensors: how far local steps have moved them, read where they lie.
+
+    Tensors of another dtype than float32 began as the anchor rounded to it. That rounding is no
+    progress: with h the rounded anchor, their difference is anchor - (anchor - (h - tensor)).
 
     Args:
-        vector: (d,) float32.
-        tensors: d entries in all; they are not written.
+        anchor: (d,) float32, on the device on which a round works.
+        tensors: d entries in all, laid end to end; any floating dtypes, devices and strides.
 
     Returns:
-        (d,) float32, the vector itself where all tensors are float32.
+        (d,) float32, a vector of its own.
+
+    Example:
+        >>> difference(torch.tensor([3.0, 1.0]), [torch.tensor([2.5]), torch.tensor([1.0])])
+        tensor([0.5000, 0.0000])
     """
-    if all(tensor.dtype == torch.float32 for tensor in tensors):
-        return vector
-    pieces = torch.split(vector, [tensor.numel() for tensor in tensors])
-    return torch.cat([p.to(t.dtype).float() for p, t in zip(pieces, tensors, strict=True)])
+    vector = host.empty(len(anchor), device=anchor.device)
+    at = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            here = slice(at, at + tensor.numel())
+            a, out = (v[here].view(tensor.shape) for v in (anchor, vector))
+            values = tensor.to(anchor.device)
+            if tensor.dtype != torch.float32:
+                values = a - (a.to(tensor.dtype).float() - values.float())
+            torch.sub(a, values, out=out)
+            at += tensor.numel()
+    return vector

@@ -11,7 +11,7 @@ By the mean of the parameters, where the engine sums in an order of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -93,23 +93,27 @@ def lean_round(
 
 
 def mean_round(
-    state: RoundState, params: Callable[[], Tensor], exchange: AllReduce, here: Here
+    state: RoundState, params: list[Tensor], exchange: AllReduce, here: Here
 ) -> Generator[Ask, Answer, RoundState]:
     """Runs one round of plain averages and returns its new state: anchor = mean of params.
 
     That is anchor - mean of (anchor - params). The engine's sum has no bits to keep, so neither
-    the difference nor the step is made: two of five times that a vector is gone through.
+    the difference nor the step is made.
 
     Args:
         state: what the last round returned.
-        params: returns (d,) float32, a copy of the worker's parameters after its local steps.
+        params: the worker's parameters after its local steps, float32; only read.
         exchange: whose outer step is `Average()`.
         here: rank, N and round.
 
     Raises:
         NonFiniteError: the round is refused, and nothing has been written.
     """
-    anchor = yield from exchange.mean(params(), here, lambda: first_broken(None, params(), here))
+
+    def read() -> Tensor:
+        return flat.read(params, device=here.device)
+
+    anchor = yield from exchange.mean(read(), here, lambda: first_broken(None, read(), here))
     return replace(state, anchor=anchor, round=state.round + 1)
 
 

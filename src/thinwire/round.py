@@ -20,12 +20,12 @@ execute the same code object, and any difference in their bits is a bug.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from thinwire import flat
 from thinwire.exchange import Exchange, Here, Memory
 from thinwire.outer import Outer, OuterState
 from thinwire.transport.base import Answer, Ask
@@ -49,14 +49,13 @@ class RoundState:
 
 
 def one_round(
-    state: RoundState, params: Tensor, exchange: Exchange, outer: Outer, here: Here
+    state: RoundState, params: Sequence[Tensor], exchange: Exchange, outer: Outer, here: Here
 ) -> Generator[Ask, Answer, RoundState]:
     """Runs one round of one worker and returns its new state.
 
     Args:
         state: what the last round returned.
-        params: (d,) float32, a copy of the worker's parameters after its local steps; delta is
-            taken in its place.
+        params: the worker's parameters after its local steps, d entries in all; only read.
         exchange: who says what to whom.
         outer: how the anchor moves.
         here: rank, N, round, key and compressor.
@@ -66,7 +65,7 @@ def one_round(
 
     Source: Qsparse-local-SGD (arXiv 1906.02367), Algorithm 1.
     """
-    delta = torch.sub(state.anchor, params, out=params)
+    delta = flat.difference(state.anchor, params)
     direction, mem = yield from exchange.round(state.anchor, delta, state.mem, here)
     anchor, outer_state = outer.step(state.anchor, direction, state.outer)
     return RoundState(anchor, mem, outer_state, state.round + 1)

@@ -534,7 +534,7 @@ class LocalSGD(torch.optim.Optimizer):
             self._refused += 1
             hold = None if shared is None else partial(self._without, began, called, exchange)
             refused = Refused(error, began, self._refused, self._here(), hold)
-            unsaid = None if watched is None else began.anchor - self.progress(began.anchor)
+            unsaid = None if watched is None else self.delta(began.anchor)
             state, dropped = yield from refused.go_on(self.watch, self.inner, self._params)
             skipped, lean = not dropped, False
         entry = None
@@ -575,11 +575,10 @@ class LocalSGD(torch.optim.Optimizer):
         if self._lean:
             talk = lean_round(began, self._params, self.exchange, self.outer, self._here())
             return (yield from talk)
-        if isinstance(self.exchange, AllReduce) and outer == Average():
-            anchor, params = began.anchor, partial(self.progress, began.anchor)
-            state = yield from mean_round(began, params, self.exchange, self._here())
+        if isinstance(self.exchange, AllReduce) and outer == Average() and self._float32:
+            state = yield from mean_round(began, self._params, self.exchange, self._here())
             if isinstance(exchange, Watched):
-                exchange.moved(anchor - params(), anchor - state.anchor)
+                exchange.moved(self.delta(began.anchor), began.anchor - state.anchor)
             return state
         return (yield from self._dense_round(began, called, exchange, outer))
 
@@ -596,15 +595,11 @@ class LocalSGD(torch.optim.Optimizer):
         self, began: RoundState, called: bool, exchange: Exchange, outer: Outer
     ) -> Generator[Ask, Answer, RoundState]:
         here = replace(self._here(), called=called)
-        return (yield from one_round(began, self.progress(began.anchor), exchange, outer, here))
+        return (yield from one_round(began, self._params, exchange, outer, here))
 
-    def progress(self, anchor: Tensor) -> Tensor:
-        """Returns the parameters as local steps have moved them from the anchor, (d,) float32."""
-        params = flat.read(self._params, device=self._device)
-        held = flat.as_held(anchor, self._params)
-        # The parameters began as the anchor rounded to their dtype: that rounding is no progress,
-        # so it must not be said.
-        return params if held is anchor else anchor - (held - params)
+    def delta(self, anchor: Tensor) -> Tensor:
+        """Returns how far local steps have moved the parameters from the anchor, (d,) float32."""
+        return flat.difference(anchor, self._params)
 
     @property
     def _lean(self) -> bool:
@@ -612,6 +607,10 @@ class LocalSGD(torch.optim.Optimizer):
         # In place there is no way back, and no books.
         fast = fast and self._company is None and self.ledger is None
         return fast and fits(self.compressor, self.exchange, self.outer, self._params)
+
+    @property
+    def _float32(self) -> bool:
+        return all(p.dtype == torch.float32 for p in self._params)
 
     def _shared_buffers(self) -> Generator[Ask, Answer, Tensor]:
         own = flat.read(self._buffers, device=self._device)

@@ -325,7 +325,7 @@ class Group:
             outer = Share(outer, n / self.N)
         spans = Spans(("0",), ((D,),))
         here = Here(rank, n, state.round, Key(0, state.round, rank), s.compressor, spans, 7)
-        return one_round(state, params, s.exchange, outer, here)
+        return one_round(state, [params], s.exchange, outer, here)
 
     def check_books(self, history: Any) -> None:
         """Asserts that every update is said once, owed or booked as forgotten."""

@@ -65,7 +65,7 @@ class Worker:
     def talk(self, params: torch.Tensor | None = None):
         params = self.learn() if params is None else params
         return one_round(
-            self.state, params, self.hub.exchange, tw.Adopt(), self.here(self.state.round)
+            self.state, [params], self.hub.exchange, tw.Adopt(), self.here(self.state.round)
         )
 
     def say(self, now: float = 0.0, params: torch.Tensor | None = None) -> list[bytes]:

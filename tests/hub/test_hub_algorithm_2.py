@@ -66,7 +66,7 @@ class Run:
             here = self.here(rank, state.round)
             if self.local[rank] >= gap(self.H, rank, state.round):
                 spoke[rank] = (state.anchor - self.params[rank]).numpy()
-                talks.append(one_round(state, self.params[rank], self.exchange, tw.Adopt(), here))
+                talks.append(one_round(state, [self.params[rank]], self.exchange, tw.Adopt(), here))
             else:
                 talks.append(self.silent(state, here))
         self.states = lockstep(talks, self.stats)

@@ -44,6 +44,9 @@ def test_measures_agree(v: torch.Tensor, starts: torch.Tensor) -> None:
     for mine, defined in zip(cpu.extrema(v, starts), reference.extrema(v, starts), strict=True):
         same(mine, defined)
     assert cpu.first_nonfinite(v, starts) == reference.first_nonfinite(v, starts) == -1
+    mine, defined = v.clone(), v.clone()
+    assert cpu.divide(mine, 3, starts) == reference.divide(defined, 3, starts) == -1
+    same(mine, defined)
 
 
 @cases

@@ -78,6 +78,13 @@ def test_measures_agree(v: torch.Tensor, starts: torch.Tensor, gpu: Kernels) -> 
     assert gpu.first_nonfinite(there(v), starts) == -1
 
 
+@cases
+def test_means_agree(v: torch.Tensor, starts: torch.Tensor, gpu: Kernels) -> None:
+    mine, defined = there(v), v.clone()
+    assert gpu.divide(mine, 3, starts) == reference.divide(defined, 3, starts)
+    agree(mine, defined)
+
+
 def test_sums_agree_over_the_edge_of_a_chunk(gpu: Kernels) -> None:
     n = 65536 + 300
     v = vector("wide", n)

@@ -66,6 +66,24 @@ def test_first_nonfinite_names_the_first_bad_group(table: Kernels, bad: float) -
         assert table.first_nonfinite(v, starts) == group
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_sum_is_divided_once_and_its_first_bad_group_named(table: Kernels, bad: float) -> None:
+    n = 100_000
+    starts = torch.tensor([0, 10, 10, 90_000, n])
+    total = noise(n)
+    total[:4] = torch.tensor([-0.0, -1e-45, 3e38, -3e38])
+    expected = (total.double() / 7).float().numpy() + np.float32(0.0)
+    mean = total.clone()
+    assert table.divide(mean, 7, starts) == -1
+    same(mean, torch.from_numpy(expected))
+    assert not bool(torch.signbit(mean[:2]).any())
+    for place, group in [(0, 0), (10, 2), (89_999, 2), (n - 1, 3)]:
+        broken = total.clone()
+        broken[place] = broken[n - 1] = bad
+        assert table.divide(broken, 7, starts) == group
+        same(broken[4:10], mean[4:10])
+
+
 def test_topk_keeps_what_torch_topk_keeps() -> None:
     v = noise(5000)
     for k in (1, 50, 2500, 4999):

@@ -131,7 +131,7 @@ class Seen:
 
     def _before(self) -> None:
         state, _ = self.worker.hold()
-        delta = state.anchor - self.worker.progress(state.anchor)
+        delta = self.worker.delta(state.anchor)
         mem, _ = fold(self.worker.exchange, delta, state.mem)
         self._owed = mem["residual"]
 

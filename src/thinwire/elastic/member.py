@@ -111,7 +111,7 @@ class Member(ABC):
         state, _ = worker.hold()
         mem, books = state.mem, worker.ledger
         if ready:
-            delta = state.anchor - worker.progress(state.anchor)
+            delta = worker.delta(state.anchor)
             mem, entry = fold(worker.exchange, delta, mem)
             if books is not None:
                 books.book(entry)

@@ -167,7 +167,7 @@ class Elastic(Member):
             if every and worker.round and worker.round % every == 0:
                 yield from among(worker.compare_talk(), members)
             state, _ = worker.hold()
-            delta = state.anchor - worker.progress(state.anchor)
+            delta = worker.delta(state.anchor)
             tried = yield from among(worker.try_round(called, outer), members)
             self.standing = self.standing.tell(self.told(worker, delta, tried))
             yield from among(_all_done(run, worker.round, worker.place), members)

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from thinwire import kernels
 from thinwire.compress import Compressor, Identity
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY, first_broken
-from thinwire.exchange.hear import ALL_RANKS, all_say, divisor
+from thinwire.exchange.hear import ALL_RANKS, all_say
 from thinwire.flat import Spans
 from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Reduce
@@ -63,7 +64,8 @@ class AllReduce(Exchange):
         """
         total = yield Reduce(vector)
         assert isinstance(total, Tensor)
-        if (overflow := first_broken(None, total, here)) >= 0:
+        starts = here.spans.starts
+        if (overflow := kernels.active(here.device).divide(total, here.N, starts)) >= 0:
             # All ranks see it in the sum, so all come here and tell each other whose it is.
             broken = own()
             body = (broken if broken >= 0 else FINE).to_bytes(ALARM_BODY, "little")
@@ -71,7 +73,7 @@ class AllReduce(Exchange):
             frames = yield from all_say(alarm, here.rank, here.N, bound)
             found = self._found(frames, here) or [(ALL_RANKS, tensor_name(here, overflow))]
             raise NonFiniteError(found, here.round)
-        return total.div_(divisor(here.N, total))
+        return total
 
     def _found(self, frames: list[Bytes], here: Here) -> list[tuple[int, str]]:
         found = []

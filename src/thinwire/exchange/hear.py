@@ -74,14 +74,14 @@ def add(total: Tensor, reader: Reader, rank: int, here: Here) -> None:
 
 
 def divided(total: Tensor, here: Here) -> Tensor:
-    """Returns total / N, in its place.
+    """Returns total / N, in its place, with no negative zero, as a sparse reply says it.
 
     Raises:
-        NonFiniteError: the sum is not finite.
+        NonFiniteError: finite messages make a sum that is not finite.
     """
-    total /= divisor(here.N, total)
-    total += 0.0  # A quotient that underflows to -0 becomes +0, as a sparse reply says it.
-    check_finite(total, here)
+    broken = kernels.active(here.device).divide(total, here.N, here.spans.starts)
+    if broken >= 0:
+        raise NonFiniteError([(ALL_RANKS, tensor_name(here, broken))], here.round)
     return total
 
 

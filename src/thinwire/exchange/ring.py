@@ -151,7 +151,7 @@ class Ring(Exchange):
                     trouble.hear(frame, piece, left, z)
                     z += u[at]
                 last = hop == N - 1
-                said = trouble.speak(z, piece, v if last or e is not None else None)
+                said = trouble.speak(z, piece, v if last or e is not None else None, own=not hop)
                 if e is not None:
                     e[at] = z - v
                 if last:
@@ -194,7 +194,7 @@ class Ring(Exchange):
 
         def to_owner(owner: int, piece: Piece) -> Post:
             at = slice(piece.low, piece.high)
-            said = trouble.speak(u[at], piece, None if e is None else e[at])
+            said = trouble.speak(u[at], piece, None if e is None else e[at], own=True)
             if e is not None:
                 torch.sub(u[at], e[at], out=e[at])
             return Post(owner, said, piece.bound)

@@ -168,16 +168,18 @@ class Trouble:
         bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n, device))
         return torch.zeros(n, dtype=torch.int32, device=device) if bits is None else bits
 
-    def speak(self, z: Tensor, piece: Piece, v: Tensor | None = None) -> bytes:
+    def speak(self, z: Tensor, piece: Piece, v: Tensor | None = None, own: bool = False) -> bytes:
         """Returns the frame that says C(z), or the trouble.
 
         Args:
             z: the piece's entries, float32.
             piece: which piece.
             v: where C(z) is put, as its hearers decode it; None for nowhere.
+            own: whether z is of the vector that `own` has looked at.
         """
         here, C = piece.here, piece.here.compressor
-        self._note(first_broken(None, z, here), here, ALL_RANKS)
+        if not own:
+            self._note(first_broken(None, z, here), here, ALL_RANKS)
         if self.error is None:
             payload = C.compress(z, here.key, here.spans)
             self._note(broken_by_saying(payload, z, here), here, ALL_RANKS)

@@ -38,6 +38,7 @@ class Kernels:
     name: str
     words: Callable[[int, Key], Tensor]
     first_nonfinite: Callable[[Tensor, Tensor], int]
+    divide: Callable[[Tensor, int, Tensor], int]
     topk: Callable[[Tensor, Tensor, Tensor], Tensor]
     owe: Callable[[Owed], Tensor]
     pick: Callable[[Owed, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -13,7 +13,14 @@ import torch
 from thinwire import host
 from thinwire.kernels.owed import Owed
 
-CHANGES = {"accumulate": 1, "accumulate_codes": 1, "settle": 1, "scatter": 1, "land": 2}
+CHANGES = {
+    "divide": 1,
+    "accumulate": 1,
+    "accumulate_codes": 1,
+    "settle": 1,
+    "scatter": 1,
+    "land": 2,
+}
 """How many of its first arguments an operation changes."""
 ANSWERS_ON_THE_HOST = {"first_nonfinite", "norms", "extrema", "fit", "largest_code"}
 HOST_ONLY = {"encode_index", "decode_index", "encode_codes", "decode_codes"}
@@ -40,11 +47,12 @@ def wrapped(operation: str, call: Callable[..., Any], device: torch.device) -> C
             return tuple(host.send(part, device) for part in result)
         return host.send(result, device)
 
-    def change(*given: Any) -> None:
+    def change(*given: Any) -> Any:
         near = [_near(x) for x in given]
-        call(*near)
+        result = call(*near)
         for there, here in zip(given[: CHANGES[operation]], near, strict=False):
             _write_back(there, here)
+        return result
 
     return change if operation in CHANGES else answer
 

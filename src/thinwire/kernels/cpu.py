@@ -24,7 +24,7 @@ from thinwire.kernels.cpu_entropy_encode import encode_codes
 from thinwire.kernels.cpu_index_decode import decode_index, read_side_by_side
 from thinwire.kernels.cpu_index_encode import encode_index, sum_ahead
 from thinwire.kernels.cpu_lloyd import look_up, two_levels
-from thinwire.kernels.cpu_measure import extrema, first_nonfinite, norms
+from thinwire.kernels.cpu_measure import divide, extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_owed import land, owe, scatter, settle
 from thinwire.kernels.cpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.cpu_randk import randk
@@ -40,6 +40,7 @@ __all__ = [
     "decode",
     "decode_codes",
     "decode_index",
+    "divide",
     "encode_codes",
     "encode_index",
     "extrema",
@@ -97,6 +98,7 @@ def _call_each() -> None:
     starts, counts, padded = host.ints([0, 3]), host.ints([2]), host.ints([0, 4])
     words(3, key)
     first_nonfinite(v, starts)
+    divide(v.clone(), 2, starts)
     randk(starts, counts, key)
     norm, (lo, _) = norms(v, starts, "l2"), extrema(v, starts)
     codes = quantize(v, starts, norm, 4, key)

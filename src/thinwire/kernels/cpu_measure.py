@@ -50,6 +50,24 @@ def first_nonfinite(u: torch.Tensor, starts: torch.Tensor) -> int:
 
 
 @kernel
+def _divide(total: Array, count: Number) -> Number:
+    broken = np.uint32(0)
+    for i in range(total.size):
+        x = np.float32(np.float32(total[i] / count) + np.float32(0))
+        total[i] = x
+        broken |= np.uint32(not abs(x) <= _FLOAT32_MAX)
+    return broken
+
+
+def divide(total: torch.Tensor, count: int, starts: torch.Tensor) -> int:
+    """Agrees bit for bit with `reference.divide`."""
+    checks.check_vector(total, starts)
+    x, by, broken = array(total), np.float32(count), []
+    each_stretch(len(x), lambda low, high: broken.append(_divide(x[low:high], by)))
+    return first_nonfinite(total, starts) if any(broken) else -1
+
+
+@kernel
 def total(lanes: Array) -> Number:
     """Adds up the lanes, from 0 on."""
     answer = 0.0

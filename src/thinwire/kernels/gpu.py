@@ -18,7 +18,7 @@ from thinwire.kernels.by_way_of_host import wrapped
 from thinwire.kernels.cpu import decode_codes, decode_index, encode_codes, encode_index
 from thinwire.kernels.gpu_codes import largest_code, pack, unpack
 from thinwire.kernels.gpu_decode import accumulate, accumulate_codes, decode, fit
-from thinwire.kernels.gpu_measure import extrema, first_nonfinite, norms
+from thinwire.kernels.gpu_measure import divide, extrema, first_nonfinite, norms
 from thinwire.kernels.gpu_quantize import quantize, quantize_levels, signs
 from thinwire.kernels.gpu_rotate import hadamard
 from thinwire.kernels.gpu_select import gather, randk, topk
@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "decode_codes",
     "decode_index",
+    "divide",
     "encode_codes",
     "encode_index",
     "extrema",

@@ -187,6 +187,28 @@ def first_nonfinite(u: torch.Tensor, starts: torch.Tensor) -> int:
     return -1
 
 
+def divide(total: torch.Tensor, count: int, starts: torch.Tensor) -> int:
+    """Makes a mean of a sum, in place: total / count + 0, rounded once; no zero stays negative.
+
+    Args:
+        total: (n,) float32, any values.
+        count: of what was summed.
+        starts: (G + 1,) int64.
+
+    Returns:
+        What `first_nonfinite` says of the mean.
+
+    Examples:
+        >>> total = torch.tensor([2.0, -1e-45])
+        >>> divide(total, 4, torch.tensor([0, 2])), total.tolist()
+        (-1, [0.5, 0.0])
+    """
+    check_vector(total, starts)
+    # By a plain number CUDA would multiply with 1 / count, and round twice.
+    total.div_(total.new_full((), count)).add_(0.0)
+    return first_nonfinite(total, starts)
+
+
 def _first_of(keys: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     kept = [host.empty(0, torch.int64)]
     for (lo, hi), k in zip(_groups(starts), counts.tolist(), strict=True):

@@ -78,7 +78,7 @@ class Measured:
 
     def _before(self) -> None:
         anchor = self._optimizer.anchor
-        self._delta = norm(anchor - self._optimizer.progress(anchor))
+        self._delta = norm(self._optimizer.delta(anchor))
 
     def _saw(self, frame: Bytes, made: bool) -> None:
         kind = kind_of(frame)
