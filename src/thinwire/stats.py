@@ -53,7 +53,8 @@ class Stats:
         if isinstance(ask, Reduce):
             self.reduced += 4 * len(ask.vector)
             return
-        for frame in {id(post.frame): post.frame for post in ask.posts}.values():
+        made = {id(post.frame): post.frame for post in ask.posts if not post.relayed}
+        for frame in made.values():
             self.framed[kind_of(frame)] += len(frame)
             if self.witness is not None:
                 self.witness(frame, True)

@@ -7,6 +7,7 @@ import torch
 from shell_cases import Run, adam, backward, momentum, net, replicas_agree, same_bits, sgd, vector
 
 import thinwire as tw
+from thinwire.exchange import hear
 from thinwire.wire.frame import HEADER
 
 SIGNTOPK = tw.TopK(density=0.1) >> tw.Sign()
@@ -109,8 +110,13 @@ def test_sync_of_one_worker_alone_runs_a_round() -> None:
     assert optimizer.round == 1
 
 
-@pytest.mark.parametrize("exchange", [tw.Server(), tw.Server(root=2), tw.Gather()], ids=repr)
-def test_reports_count_every_byte_and_what_leaves_arrives(exchange) -> None:
+ROUND = tw.Ring("gather", tw.Feedback())
+
+
+@pytest.mark.parametrize("exchange", [tw.Server(), tw.Server(root=2), tw.Gather(), ROUND], ids=repr)
+@pytest.mark.parametrize("together", [hear.TOGETHER, 0])
+def test_reports_count_every_byte_and_what_leaves_arrives(exchange, together, monkeypatch) -> None:
+    monkeypatch.setattr(hear, "TOGETHER", together)
     N, sign = 4, tw.Sign()
     run = Run(N, sgd, H=2, compressor=sign, exchange=exchange)
     hello = [shell.stats.totals() for shell in run.shells]
@@ -125,7 +131,7 @@ def test_reports_count_every_byte_and_what_leaves_arrives(exchange) -> None:
         assert all(r.uplink == frame for r in each)
     for at_once in zip(*run.reports, strict=True):
         assert sum(r.sent for r in at_once) == sum(r.received for r in at_once) > 0
-        if isinstance(exchange, tw.Gather):
+        if not isinstance(exchange, tw.Server):
             assert all(r.sent == r.received == (N - 1) * frame for r in at_once)
         else:
             assert all(r.sent == frame for n, r in enumerate(at_once) if n != exchange.root)
@@ -135,6 +141,17 @@ def test_reports_count_every_byte_and_what_leaves_arrives(exchange) -> None:
             sum(getattr(r, n) for r in run.reports[rank]) for n in ("uplink", "sent", "received")
         ]
         assert [a + b for a, b in zip(hello[rank], sums, strict=True)] == list(shell.stats.totals())
+
+
+def test_a_ring_of_long_segments_counts_what_it_makes_as_one_of_short(monkeypatch) -> None:
+    counted = []
+    for together in (hear.TOGETHER, 0):
+        monkeypatch.setattr(hear, "TOGETHER", together)
+        run = Run(4, sgd, compressor=tw.QSGD(bits=8, scale="none"), exchange=tw.Ring("two-phase"))
+        run.steps(3)
+        sent = sum(s.stats.totals()[1] for s in run.shells)
+        counted.append((sent, [s.stats.framed for s in run.shells]))
+    assert counted[0] == counted[1]
 
 
 def test_a_report_comes_after_the_round_is_done() -> None:

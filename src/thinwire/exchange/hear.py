@@ -194,7 +194,7 @@ def passed_on(
     """As a talk: the frames of all go round, each said to the right; returns them in rank order."""
     frames, left = {rank: frame}, Take((rank - 1) % N, bound)
     for hop in range(1, N):
-        post = Post((rank + 1) % N, frames[(rank - hop + 1) % N], bound)
+        post = Post((rank + 1) % N, frames[(rank - hop + 1) % N], bound, relayed=hop > 1)
         yield from turn((post,), coming=(left,) * (N - hop))
         meanwhile(frames)
         (frames[(rank - hop) % N],) = yield from turn(takes=(left,), coming=(left,) * (N - 1 - hop))

@@ -228,7 +228,7 @@ class Ring(Exchange):
             (frame,) = yield from takes.turn(1)
             trouble.hear(frame, piece, owner, direction[piece.low : piece.high].zero_())
             if long and owner != hops[0][0]:
-                yield from takes.turn(0, (Post(hops[0][0], frame, piece.bound),))
+                yield from takes.turn(0, (Post(hops[0][0], frame, piece.bound, relayed=True),))
         trouble.end()
         return direction
 

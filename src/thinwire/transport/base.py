@@ -19,11 +19,13 @@ class Post:
         to: the receiving rank; a post to oneself never touches a wire.
         frame: the bytes.
         bound: the most bytes a frame of this kind can have; the receiver's `Take` names the same.
+        relayed: whether another rank made it, and this one only passes it on.
     """
 
     to: int
     frame: Bytes
     bound: int
+    relayed: bool = False
 
 
 @dataclass(frozen=True)
