@@ -19,7 +19,7 @@ from thinwire.schedule import HSchedule
 from thinwire.transport.base import Answer, Ask
 from thinwire.value import Value
 from thinwire.wire.body import Reader
-from thinwire.wire.frame import Address, Kind, seal
+from thinwire.wire.frame import Address, Kind, laid_out
 
 Memory = dict[str, Tensor]
 """What an exchange must remember between rounds, by name."""
@@ -66,9 +66,9 @@ class Here:
         """Returns where a frame of that rank belongs, in this conversation or another part."""
         return Address(self.run, self.round, rank, self.part if part is None else part)
 
-    def seal(self, kind: Kind, *body: Bytes) -> bytes:
+    def seal(self, kind: Kind, *body: Bytes) -> Bytes:
         """Returns this worker's frame of that body, which may come in pieces."""
-        return seal(kind, self.address(self.rank), *body)
+        return laid_out(kind, self.address(self.rank), *body)
 
     def key_of(self, rank: int) -> Key:
         """Returns the key under which that rank compressed its message."""

@@ -79,7 +79,7 @@ def agreed_mean(own: float | Refused, here: Here) -> Generator[Ask, Answer, floa
     return answer
 
 
-def _frame(own: float | Refused, here: Here) -> bytes:
+def _frame(own: float | Refused, here: Here) -> Bytes:
     if isinstance(own, float):
         return here.seal(Kind.NUMBER, struct.pack("<d", own))
     return here.seal(Kind.REFUSAL, encode_refusal(own))

@@ -155,7 +155,7 @@ def hearers(here: Here, topology: Topology) -> tuple[int, ...]:
 
 def _own_message(
     v: Tensor, here: Here, silent: bool, plead: bool, beside: Tensor
-) -> tuple[Payload | None, bytes, NonFiniteError | None]:
+) -> tuple[Payload | None, Bytes, NonFiniteError | None]:
     look, starts = kernels.active(here.device).first_nonfinite, here.spans.starts
     broken = max(look(one, starts) for one in (v, beside))
     if broken >= 0:

@@ -168,7 +168,7 @@ class Trouble:
         bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n, device))
         return torch.zeros(n, dtype=torch.int32, device=device) if bits is None else bits
 
-    def speak(self, z: Tensor, piece: Piece, v: Tensor | None = None, own: bool = False) -> bytes:
+    def speak(self, z: Tensor, piece: Piece, v: Tensor | None = None, own: bool = False) -> Bytes:
         """Returns the frame that says C(z), or the trouble.
 
         Args:
@@ -189,7 +189,7 @@ class Trouble:
             C.accumulate(v.zero_(), payload)
         return here.seal(Kind.SAID, *in_pieces(payload, C))
 
-    def speak_bits(self, bits: Tensor, piece: Piece) -> bytes:
+    def speak_bits(self, bits: Tensor, piece: Piece) -> Bytes:
         """Returns the frame that says these bits, (n,) int32, or the trouble."""
         if self.error is not None:
             return piece.here.seal(Kind.REFUSAL, encode_refusal(self.error))

@@ -102,7 +102,7 @@ class Server(Exchange):
 
     def _answer(
         self, frames: list[Bytes], mem: Memory, here: Here
-    ) -> tuple[bytes, tuple[Tensor, Memory] | NonFiniteError | FrameError]:
+    ) -> tuple[Bytes, tuple[Tensor, Memory] | NonFiniteError | FrameError]:
         try:
             bodies = hear(frames, here)
             direction = heard(bodies, here)

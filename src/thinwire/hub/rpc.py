@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from thinwire.host import Bytes
+
 PROTOCOL = 1
 """Both sides must speak this version of hub.proto."""
 SETTINGS = "/thinwire.hub.v1.Hub/Settings"
@@ -32,7 +34,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def pieces(frame: bytes) -> Iterator[tuple[bytes, bool]]:
+def pieces(frame: Bytes) -> Iterator[tuple[bytes, bool]]:
     """Yields (data, whether it is the last) of a frame."""
     for at in range(0, len(frame), PIECE_BYTES):
-        yield frame[at : at + PIECE_BYTES], at + PIECE_BYTES >= len(frame)
+        yield bytes(frame[at : at + PIECE_BYTES]), at + PIECE_BYTES >= len(frame)

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from thinwire.errors import ConfigError, FrameError
 from thinwire.host import Bytes
+from thinwire.memory import large
 
 MAGIC = b"tw"
 VERSION = 3
@@ -19,6 +20,8 @@ HEADER = 26
 _LAYOUT = struct.Struct("<2sBBIIHHIHI")
 _CHECKED = HEADER - 4
 MAX_BODY = (1 << 48) - 1
+LARGE = 1 << 20
+"""Bytes from which on fresh memory costs more than what is written there."""
 BUFFER_PART = 0xFFFF
 """The part of a round in which a model's buffers are shared."""
 REPAIR_PART = 0xFFFE
@@ -87,6 +90,23 @@ def seal(kind: Kind, address: Address, *body: Bytes) -> bytes:
         >>> len(seal(Kind.ALARM, Address(run=1, round=2, rank=3), b"body")) - HEADER
         4
     """
+    return b"".join((_header(kind, address, body), *body))
+
+
+def laid_out(kind: Kind, address: Address, *body: Bytes) -> Bytes:
+    """Returns the same frame as `seal`, a large one in memory that is used again."""
+    head = _header(kind, address, body)
+    n = HEADER + sum(len(piece) for piece in body)
+    if n < LARGE:
+        return b"".join((head, *body))
+    frame, at = large(n).data, 0
+    for piece in (head, *body):
+        frame[at : at + len(piece)] = piece
+        at += len(piece)
+    return frame
+
+
+def _header(kind: Kind, address: Address, body: tuple[Bytes, ...]) -> bytes:
     n = sum(len(piece) for piece in body)
     if n > MAX_BODY:
         raise ConfigError(f"a frame's body holds at most {MAX_BODY} bytes; this one {n}")
@@ -98,7 +118,7 @@ def seal(kind: Kind, address: Address, *body: Bytes) -> bytes:
     checksum = zlib.crc32(head)
     for piece in body:
         checksum = zlib.crc32(piece, checksum)
-    return b"".join((head, checksum.to_bytes(4, "little"), *body))
+    return head + checksum.to_bytes(4, "little")
 
 
 def length(header: Bytes) -> int:
