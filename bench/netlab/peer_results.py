@@ -68,7 +68,12 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
     bare = [c for c in cells if c["peer"]["kind"] == "alone" and c["rate"] == rate]
     busy = fmean(fmean(c["each"][4:]) for c in bare if "failed" not in c) if bare else 0.0
     whole = [c for c in here if c["how"] == "whole" and "failed" not in c]
-    if whole:
+    by: dict[str, list[dict[str, Any]]] = {}
+    for c in whole:
+        by.setdefault(json.dumps(c["peer"]), []).append(c)
+    if by:
+        # Where probes have changed the choice, a peer has whole runs of several settings.
+        whole = min(by.values(), key=_worth)
         framed = fmean(c["framed"] for c in whole) if whole[0]["framed"] else None
         return Row(
             name, whole[0]["peer"], "whole", [c["seconds"] for c in whole],
@@ -97,6 +102,10 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
     # gradients go uncompressed.
     sent = probe["sent_later"] * rounds / (probe["steps"] // H - SKIPPED // H)
     return Row(name, peer, PRODUCT, seconds, steps, True, sent, framed, busy)
+
+
+def _worth(runs: Cells) -> tuple[bool, float]:
+    return not all(c["reached_at"] for c in runs), fmean(c["seconds"] for c in runs)
 
 
 def settings(peer: Peer) -> str:

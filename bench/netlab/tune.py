@@ -178,9 +178,9 @@ INNER: dict[str, list[dict[str, Any]]] = {
 """Inner steps: SGD with and without Nesterov momentum for the MLP, AdamW for the GPT."""
 KEPT = 2
 """Beyond an algorithm's anchors, so many of the inner steps that were best at any of them."""
-HS = {"mlp": (8, 256, 512, 128, 64, 32, 16), "gpt": (8, 64, 32)}
+HS = {"mlp": (8, 256, 512, 128, 64, 32, 16), "gpt": (8, 64, 32, 16)}
 OWN_HS = {"mlp": (8, 16, 4, 32), "gpt": (16, 8)}
-DILOCO_HS = {"mlp": (64, 128, 32, 256), "gpt": (32, 64)}
+DILOCO_HS = {"mlp": (64, 128, 32, 256), "gpt": (32, 16, 8, 64)}
 OUTER = ((0.7, 0.9), (0.9, 0.5))
 
 

@@ -28,7 +28,9 @@ class AllReduce(Exchange):
 
     direction = (sum over ranks of delta) / N. Replicas agree with each other, but not to the last
     bit with another engine: the order of summation is the engine's. No frame is made, so its
-    bytes are reported apart, as the dense bytes handed over.
+    bytes are reported apart, as the dense bytes handed over. With `Average()`, and float32
+    parameters, what is averaged is the parameters themselves, which comes to the same but for
+    rounding: see `lean.mean_round`.
 
     Price: what the engine's all-reduce costs; a ring sends 2 (N - 1)/N 4d bytes a rank.
     """
