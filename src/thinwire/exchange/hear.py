@@ -151,7 +151,7 @@ def to_all(frame: Bytes, N: int, bound: int) -> tuple[Post, ...]:
     return tuple(Post(rank, frame, bound) for rank in range(N))
 
 
-TOGETHER = 1 << 22
+TOGETHER = 1 << 19
 """Bytes: what may be more goes round."""
 
 
