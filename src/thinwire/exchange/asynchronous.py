@@ -30,7 +30,7 @@ from thinwire.exchange.feedback import (
     said_bound,
     say,
 )
-from thinwire.exchange.hear import check_finite, listen
+from thinwire.exchange.hear import divided, listen
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.flat import Spans
 from thinwire.host import Bytes
@@ -226,10 +226,7 @@ class Desk:
             reader = at[rank].reader(body, rank)
             C.accumulate(total, unpack(reader, C, here.spans, at[rank].key))
             reader.end()
-        total /= here.N
-        total += 0.0
-        check_finite(total, here)
-        x, outer_state = outer.step(self.x, total, self.outer)
+        x, outer_state = outer.step(self.x, divided(total, here), self.outer)
         version = self.version + 1
         touched = torch.where(changed(self.x, x), version, self.touched)
         return replace(self, x=x, version=version, touched=touched, outer=outer_state)

@@ -79,9 +79,7 @@ def divided(total: Tensor, here: Here) -> Tensor:
     Raises:
         NonFiniteError: finite messages make a sum that is not finite.
     """
-    broken = kernels.active(here.device).divide(total, here.N, here.spans.starts)
-    if broken >= 0:
-        raise NonFiniteError([(ALL_RANKS, tensor_name(here, broken))], here.round)
+    _refuse(kernels.active(here.device).divide(total, here.N, here.spans.starts), here)
     return total
 
 
@@ -93,7 +91,10 @@ def divisor(N: int, v: Tensor) -> Tensor:
 
 def check_finite(total: Tensor, here: Here) -> None:
     """Raises a NonFiniteError where finite messages make a sum that is not finite."""
-    broken = kernels.active(here.device).first_nonfinite(total, here.spans.starts)
+    _refuse(kernels.active(here.device).first_nonfinite(total, here.spans.starts), here)
+
+
+def _refuse(broken: int, here: Here) -> None:
     if broken >= 0:
         raise NonFiniteError([(ALL_RANKS, tensor_name(here, broken))], here.round)
 

@@ -95,12 +95,11 @@ def seal(kind: Kind, address: Address, *body: Bytes) -> bytes:
 
 def laid_out(kind: Kind, address: Address, *body: Bytes) -> Bytes:
     """Returns the same frame as `seal`, a large one in memory that is used again."""
-    head = _header(kind, address, body)
     n = HEADER + sum(len(piece) for piece in body)
     if n < LARGE:
-        return b"".join((head, *body))
+        return seal(kind, address, *body)
     frame, at = large(n).data, 0
-    for piece in (head, *body):
+    for piece in (_header(kind, address, body), *body):
         frame[at : at + len(piece)] = piece
         at += len(piece)
     return frame
