@@ -36,6 +36,9 @@ PREFIX = "twlab"
 NET = "10.77.0"
 MOST_HOSTS = 250
 PORT = 29511
+RENO = "net.ipv4.tcp_congestion_control=reno"
+"""The one congestion control that every kernel has and lets a namespace choose. BBR, which some
+machines are set to, sends next to nothing for 0.2 s every 10 s, to see how long the way is."""
 GRACE = 1.0
 QUIET = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
 """Of every job: one thread each, for hosts share cores; torch's large vectors in huge pages, since
@@ -176,9 +179,11 @@ class Lab:
             _ip("-n", name, "addr", "add", f"{NET}.{host + 1}/24", "dev", "eth0")
             _ip("-n", name, "link", "set", "eth0", "up")
             _ip("-n", name, "link", "set", "lo", "up")
+            _ip("netns", "exec", name, "sysctl", "-qw", RENO)
             if self.rate is not None:
-                # A bucket that fills in 4 ms keeps up with timers that fire every few.
-                burst = max(64_000, int(self.rate / 8 * 0.004))
+                # A full bucket passes at once, so it holds little; of fast lines more, for timers
+                # that fire late would leave them idle.
+                burst = max(6_000, int(self.rate / 8 * (0.0005 if self.rate <= 2e8 else 0.004)))
                 bucket = ["rate", f"{self.rate:.0f}bit", "burst", f"{burst}b", "latency", "100ms"]
                 for where, device in ((name, "eth0"), (self.switch, port)):
                     _tc("-n", where, "qdisc", "add", "dev", device, "root", "tbf", *bucket)

@@ -68,7 +68,8 @@ def main() -> int:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=MEASURED)
     parser.add_argument("--rates", nargs="*", default=RATES)
     parser.add_argument("--params", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="more rounds, to fill them")
     parser.add_argument("--runs", type=Path, default=Path("runs/netlab"))
     said = parser.parse_args()
     if said.published:
@@ -130,7 +131,8 @@ def measured(said: argparse.Namespace, rate: str) -> dict[str, dict[str, dict[st
     file = said.runs / f"predict-{said.params}-{rate}.json"
     if not file.exists():
         print(f"{rate} ...", flush=True)
-        hs = ["--hs", *map(str, HS), "--rounds", str(said.rounds), "--apart"]
+        hs = ["--hs", *map(str, HS), "--apart"]
+        hs += ["--rounds", str(said.rounds), "--seconds", str(said.seconds)]
         common = ["--params", str(said.params), *hs, "--methods", *said.methods]
         found = in_lab(common, rate)
         write_atomically(file, json.dumps(found).encode())

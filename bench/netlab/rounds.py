@@ -39,6 +39,10 @@ METHODS: dict[str, Any] = {
 ALL_REDUCE = "torch's all_reduce"
 
 
+MOST = 40
+"""The most rounds of one kind that are timed."""
+
+
 class Bare:
     """torch's own all_reduce of the same vector, as a round."""
 
@@ -49,6 +53,13 @@ class Bare:
     def sync(self) -> None:
         dist.all_reduce(self.weight)
         self.weight /= dist.get_world_size()
+
+
+def agreed(seconds: float) -> float:
+    """Returns the most that any rank says."""
+    most = torch.tensor([seconds], dtype=torch.float64)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return float(most)
 
 
 def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
@@ -64,9 +75,8 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
         optimizer = tw.LocalSGD([("w", weight)], inner, group=group, **METHODS[method])
     draw = torch.Generator().manual_seed(rank)
     took: dict[int, list[tuple[float, float]]] = {H: [] for H in said.hs}
-    before = None
-    # The first round loads kernels.
-    for H in (said.hs[0], *(H for H in said.hs for _ in range(said.rounds))):
+
+    def one(H: int) -> None:
         dist.barrier()
         began = time.perf_counter()
         for _ in range(H):
@@ -77,26 +87,34 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
         talked = time.perf_counter()
         optimizer.sync()
         took[H].append((stepped - began, time.perf_counter() - talked))
-        before = before or optimizer.stats.totals()
-    rounds = said.rounds * len(said.hs)
+
+    # The first round loads kernels, the second says how long one takes.
+    one(said.hs[0])
+    began = time.perf_counter()
+    one(said.hs[0])
+    alone = agreed(time.perf_counter() - began)
+    before = optimizer.stats.totals()
+    rounds = max(said.rounds, min(MOST, int(said.seconds / alone)))
+    took = {H: [] for H in said.hs}
+    for _ in range(rounds):
+        for H in said.hs:
+            one(H)
     _, sent, received = (
-        (b - a) / rounds for a, b in zip(before, optimizer.stats.totals(), strict=True)
+        (b - a) / (rounds * len(said.hs))
+        for a, b in zip(before, optimizer.stats.totals(), strict=True)
     )
     # What the busiest line carries: a master answers when it has heard all.
     exchange = METHODS.get(method, {}).get("exchange")
     busy = sent + received if isinstance(exchange, tw.Server) else max(sent, received)
     own = [busy, sum(optimizer.stats.sent.values())]
     for H in said.hs:
-        kept = took[H][-said.rounds :]
-        own += [statistics.median(s for s, _ in kept), statistics.median(t for _, t in kept)]
+        own += [statistics.median(s for s, _ in took[H]), statistics.median(t for _, t in took[H])]
     every = [torch.zeros(len(own), dtype=torch.float64) for _ in range(N)]
     dist.all_gather(every, torch.tensor(own, dtype=torch.float64))
     most = torch.stack(every).max(0).values.tolist()
     times = {H: {"local": most[2 + 2 * n], "sync": most[3 + 2 * n]} for n, H in enumerate(said.hs)}
-    del optimizer
-    gc.collect()
     return {"method": method, "params": said.params, "workers": N, "busiest": most[0],
-            "framed": own[1], "times": times, "rounds": said.rounds}  # fmt: skip
+            "framed": own[1], "times": times, "rounds": rounds}  # fmt: skip
 
 
 def main() -> None:
@@ -104,7 +122,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, ALL_REDUCE), default=["ring"])
     parser.add_argument("--params", type=int, default=1_000_000)
     parser.add_argument("--hs", type=int, nargs="+", default=[1], help="local steps of a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of each H, at least")
+    parser.add_argument("--seconds", type=float, default=0.0, help="so many more as fill them")
     parser.add_argument("--apart", action="store_true", help="all begin each round together")
     parser.add_argument("--out")
     said = parser.parse_args()
@@ -113,6 +132,7 @@ def main() -> None:
     results = []
     for method in said.methods:
         results.append(timed(method, said))
+        gc.collect()
         if dist.get_rank() == 0:
             print(json.dumps(results[-1]), flush=True)
     report(framed=int(sum(result["framed"] for result in results)))

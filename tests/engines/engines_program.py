@@ -34,6 +34,12 @@ def net(seed: int = 0, width: int = 5) -> nn.Sequential:
         return nn.Sequential(nn.Linear(IN, width), nn.Tanh(), nn.Linear(width, OUT))
 
 
+def wide() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(IN, 60000), nn.Tanh(), nn.Linear(60000, OUT))
+
+
 def backward(model: nn.Module, rank: int, step: int, scale: float = 1.0) -> None:
     draws = torch.Generator().manual_seed(1000 * rank + step)
     x = torch.randn(8, IN, generator=draws)
@@ -140,9 +146,11 @@ def other_start(group: Any, rank: int) -> Result:
 # A NaN, a skipped step, a stop.
 
 
-def nan_under(exchange: tw.Exchange, compressor: tw.Compressor) -> Callable[[Any, int], Result]:
+def nan_under(
+    exchange: tw.Exchange, compressor: tw.Compressor, make: Callable[[], Any] = net
+) -> Callable[[Any, int], Result]:
     def case(group: Any, rank: int) -> Result:
-        model = net()
+        model = make()
         optimizer = shell(model, group, exchange=exchange, compressor=compressor, H=2)
         train(model, optimizer, rank, 3)
         anchor, round = optimizer.anchor.clone(), optimizer.round
@@ -212,14 +220,8 @@ def run_of(**arguments: Any) -> Callable[[Any, int], Result]:
     return lambda group, rank: run_in_group(group, net(), **arguments)
 
 
-def wide() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(IN, 9000), nn.Tanh(), nn.Linear(9000, OUT))
-
-
 def large_under(exchange: tw.Exchange, compressor: tw.Compressor) -> Callable[[Any, int], Result]:
-    """d = 90003: frames of 360 kB, above one message, in a run that ends in small alarms."""
+    """d = 600003: dense frames of 2.4 MB, of many messages, which go round; sparse ones do not."""
     return lambda group, rank: run_in_group(
         group, wide(), steps=2, exchange=exchange, compressor=compressor
     )
@@ -336,6 +338,7 @@ CASES: dict[str, Callable[[Any, int], Result]] = {
     "nan, server": nan_under(tw.Server(), SIGNTOPK),
     "nan, server, root 2": nan_under(tw.Server(root=2), SIGNTOPK),
     "nan, gather": nan_under(tw.Gather(), SIGNTOPK),
+    "nan, large, gather": nan_under(tw.Gather(), tw.Identity(), wide),
     "nan, all-reduce": nan_under(tw.AllReduce(), tw.Identity()),
     "scaler skips": scaler_skips,
     "vanilla": run_of(**tw.vanilla()),
@@ -343,6 +346,7 @@ CASES: dict[str, Callable[[Any, int], Result]] = {
     "large, server": large_under(tw.Server(), tw.Identity()),
     "large, server, root 2": large_under(tw.Server(root=2), tw.Identity()),
     "large, gather": large_under(tw.Gather(), tw.Identity()),
+    "large, ring": large_under(tw.Ring(), tw.Identity()),
     "large, sparse": large_under(tw.Gather(), tw.TopK(k=5)),
     "subgroup": subgroup,
     "altered body": altered(-1, speaker=1),

@@ -162,7 +162,9 @@ def test_same_on_all_fails_on_one_other_bit(gang) -> None:
         same_on_all(ranks, "anchor")
 
 
-@pytest.mark.parametrize("exchange", ["server", "server, root 2", "gather", "all-reduce"])
+@pytest.mark.parametrize(
+    "exchange", ["server", "server, root 2", "gather", "large, gather", "all-reduce"]
+)
 def test_a_nan_on_one_rank_is_told_on_every_rank_and_training_goes_on(gang, exchange: str) -> None:
     ranks = fine(case(gang, f"nan, {exchange}"))
     for r in ranks:
@@ -196,6 +198,7 @@ def test_the_delegated_sum_is_one_for_all_ranks_and_close_to_the_framed_one(gang
         ("server", tw.Server(), tw.Identity()),
         ("server, root 2", tw.Server(root=2), tw.Identity()),
         ("gather", tw.Gather(), tw.Identity()),
+        ("ring", tw.Ring(), tw.Identity()),
         ("sparse", tw.Gather(), tw.TopK(k=5)),
     ],
 )
@@ -203,7 +206,7 @@ def test_frames_of_many_and_of_few_bytes_end_in_the_bits_of_one_process(
     gang, name, exchange, compressor
 ) -> None:
     anchor = same_on_all(fine(case(gang, f"large, {name}")), "anchor")
-    assert anchor.numel() == 90003
+    assert anchor.numel() == 600003
     expected = in_one_process(program.wide, N, steps=2, exchange=exchange, compressor=compressor)
     assert torch.equal(anchor, expected)
 

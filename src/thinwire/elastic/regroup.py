@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from thinwire.transport import base
-from thinwire.transport.base import Post, Take, Turn
+from thinwire.transport.base import Take, Turn
 
 R = TypeVar("R")
 
@@ -55,17 +55,25 @@ def among(talk: Generator[base.Ask, base.Answer, R], members: Sequence[int]) -> 
         members: their ranks in the quorum, ascending.
 
     Example:
-        >>> from thinwire.transport.base import turn
+        >>> from thinwire.transport.base import Post, turn
         >>> ask = next(among(turn((Post(1, b"frame", 9),), (Take(0, 9),)), [1, 3]))
         >>> ask.posts[0].to, ask.takes[0].source
         (3, 1)
     """
+
+    def onward(take: Take) -> int | None:
+        return None if take.onward is None else members[take.onward]
+
     try:
         ask = next(talk)
         while True:
             if isinstance(ask, Turn):
-                posts = tuple(Post(members[p.to], p.frame, p.bound) for p in ask.posts)
-                ask = Turn(posts, tuple(Take(members[t.source], t.bound) for t in ask.takes))
+                posts = tuple(replace(p, to=members[p.to]) for p in ask.posts)
+                takes, coming = (
+                    tuple(replace(t, source=members[t.source], onward=onward(t)) for t in some)
+                    for some in (ask.takes, ask.coming)
+                )
+                ask = Turn(posts, takes, coming)
             answer = yield ask
             assert not isinstance(answer, Place)
             ask = talk.send(answer)

@@ -15,7 +15,7 @@ from thinwire.exchange.alarm import or_refuse
 from thinwire.exchange.base import Here, Memory, Talk, tensor_name
 from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
-from thinwire.exchange.neighbours import bound_of
+from thinwire.exchange.neighbours import bound_of, leftwards, rightwards
 from thinwire.exchange.over_graph import Stepping
 from thinwire.exchange.refusal import encode_refusal, refusal
 from thinwire.flat import Spans
@@ -97,7 +97,8 @@ class EdgeGossip(Stepping):
         C, bound = here.compressor, bound_of(here)
         row = self.topology.row(here.rank, here.N, here.round, here.key.seed)
         others = [j for j in row if j != here.rank]
-        takes = tuple(Take(j, bound) for j in others)
+        speakers = leftwards(others, here.rank, here.N)
+        takes = tuple(Take(j, bound) for j in speakers)
         met = Met(torch.zeros_like(x), {}, (x[:0], x[:0]))
         broken = kernels.active(here.device).first_nonfinite(x, here.spans.starts)
         if broken >= 0:
@@ -105,17 +106,18 @@ class EdgeGossip(Stepping):
             frame = here.seal(Kind.REFUSAL, encode_refusal(error))
             yield from turn(tuple(Post(to, frame, bound) for to in others), takes)
             raise error
-        posts = []
+        posts = {}
         for j in others:
             mine = mem.get(f"mine/{j}", mem["start"])
             payload = C.compress(mine - x, here.key.of_part(j), here.spans)
             said = C.decompress(payload)
             met = met if len(met.first[0]) else replace(met, first=(mine - x, said))
             met.replicas[f"mine/{j}"] = mine - said
-            posts.append(Post(j, here.seal(Kind.SAID, *in_pieces(payload, C)), bound))
-        frames = yield from turn(tuple(posts), takes)
-        for j, told in zip(others, frames, strict=True):
-            kind, body = unseal(told, here.address(j), Kind.SAID, Kind.REFUSAL)
+            posts[j] = Post(j, here.seal(Kind.SAID, *in_pieces(payload, C)), bound)
+        to_all = tuple(posts[j] for j in rightwards(others, here.rank, here.N))
+        told = dict(zip(speakers, (yield from turn(to_all, takes)), strict=True))
+        for j in others:
+            kind, body = unseal(told[j], here.address(j), Kind.SAID, Kind.REFUSAL)
             reader = here.reader(body, j)
             if kind is Kind.REFUSAL:
                 raise refusal(reader, here)

@@ -193,12 +193,13 @@ def passed_on(
     frame: Bytes, rank: int, N: int, bound: int, meanwhile: Meanwhile = idle
 ) -> Generator[Ask, Answer, list[Bytes]]:
     """As a talk: the frames of all go round, each said to the right; returns them in rank order."""
-    frames, left = {rank: frame}, Take((rank - 1) % N, bound)
+    frames, right = {rank: frame}, (rank + 1) % N
+    takes = [Take((rank - 1) % N, bound, right if hop < N - 1 else None) for hop in range(1, N)]
     for hop in range(1, N):
-        post = Post((rank + 1) % N, frames[(rank - hop + 1) % N], bound, relayed=hop > 1)
-        yield from turn((post,), coming=(left,) * (N - hop))
+        post = Post(right, frames[(rank - hop + 1) % N], bound, relayed=hop > 1)
+        yield from turn((post,), coming=tuple(takes[hop - 1 :]))
         meanwhile(frames)
-        (frames[(rank - hop) % N],) = yield from turn(takes=(left,), coming=(left,) * (N - 1 - hop))
+        (frames[(rank - hop) % N],) = yield from turn((), (takes[hop - 1],), tuple(takes[hop:]))
     return [frames[other] for other in range(N)]
 
 

@@ -5,7 +5,7 @@ mix(said) = sum over j, oneself among them, in rank order, of W_ij said_j
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -87,8 +87,8 @@ def mix(
     frames_to: dict[int, Bytes] = dict.fromkeys(to_all, frame)
     if mending is not None and error is None:
         frames_to |= mending.with_replica(frame, here)
-    posts = tuple(Post(to, frame, bound) for to, frame in frames_to.items())
-    speakers = [j for j in row if j != rank]
+    posts = tuple(Post(to, frames_to[to], bound) for to in rightwards(frames_to, rank, here.N))
+    speakers = leftwards((j for j in row if j != rank), rank, here.N)
     frames = yield from turn(posts, tuple(Take(j, bound) for j in speakers))
     if error is not None:
         raise error
@@ -146,6 +146,24 @@ def bound_of(here: Here, replica: bool = False) -> int:
     """
     before = 4 * here.spans.d if replica else 0
     return HEADER + max(REFUSAL_BODY, before + here.compressor.nbytes(here.spans))
+
+
+def rightwards(ranks: Iterable[int], rank: int, N: int) -> list[int]:
+    """Returns whom to speak to in order, the next on the right first.
+
+    On a ring, or any graph that looks alike from each rank, each then hears one at a time; in the
+    order of ranks all would speak to the lowest first, whose one line holds the others up.
+
+    Example:
+        >>> rightwards([0, 2], rank=1, N=4), leftwards([0, 2], rank=1, N=4)
+        ([2, 0], [0, 2])
+    """
+    return sorted(ranks, key=lambda j: (j - rank) % N)
+
+
+def leftwards(ranks: Iterable[int], rank: int, N: int) -> list[int]:
+    """Returns whom to hear in order, the next on the left first: who speaks `rightwards`."""
+    return sorted(ranks, key=lambda j: (rank - j) % N)
 
 
 def hearers(here: Here, topology: Topology) -> tuple[int, ...]:

@@ -185,11 +185,20 @@ class Ring(Exchange):
         # Of long pieces the next leaves when one has come, so that at any time one speaks to one:
         # who hears two slows both. And their means go round.
         long = goes_round(max(sum(piece.bound for piece in segment) for segment in pieces))
-        ahead, tellers = (len(pieces[r]), hops[:1]) if long else (len(says), hops)
+        ahead, tellers = (max(2, len(pieces[r])), hops[:1]) if long else (len(says), hops)
         told: dict[tuple[int, int], Bytes] = {}
+        right, left = hops[0] if hops else (r, r)
+
+        def mean_from(owner: int, piece: Piece) -> Take:
+            if not long:
+                return Take(owner, piece.bound)
+            return Take(left, piece.bound, right if owner != right else None)
+
         takes = Takes(
-            Take(rank, piece.bound)
-            for rank, piece in (*hears, *((hops[0][1] if long else o, piece) for o, piece in means))
+            (
+                *(Take(rank, piece.bound) for rank, piece in hears),
+                *(mean_from(owner, piece) for owner, piece in means),
+            )
         )
 
         def to_owner(owner: int, piece: Piece) -> Post:
@@ -227,8 +236,8 @@ class Ring(Exchange):
         for owner, piece in means:
             (frame,) = yield from takes.turn(1)
             trouble.hear(frame, piece, owner, direction[piece.low : piece.high].zero_())
-            if long and owner != hops[0][0]:
-                yield from takes.turn(0, (Post(hops[0][0], frame, piece.bound, relayed=True),))
+            if long and owner != right:
+                yield from takes.turn(0, (Post(right, frame, piece.bound, relayed=True),))
         trouble.end()
         return direction
 

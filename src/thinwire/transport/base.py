@@ -33,10 +33,17 @@ class Take:
     """Give me the next frame of that rank, at most `bound` bytes.
 
     A transport that gives up on a frame answers with no bytes at all; most raise instead.
+
+    Args:
+        source: who says it.
+        bound: the most bytes a frame of this kind can have.
+        onward: to whom the very frame is posted next, as `relayed`: a transport may pass it on
+            while it comes, and the post is then done.
     """
 
     source: int
     bound: int
+    onward: int | None = None
 
 
 @dataclass(frozen=True)

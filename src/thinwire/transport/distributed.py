@@ -37,12 +37,14 @@ class _Coming:
         room: where its bytes come to lie.
         n: its length, as far as is known.
         asked: messages asked for, of which `on_way` have not come.
+        passed: messages passed on.
     """
 
     take: Take
     room: Tensor
     n: int | None = None
     asked: int = 0
+    passed: int = 0
     on_way: deque[tuple[Any, Tensor]] = field(default_factory=deque)
 
 
@@ -85,6 +87,7 @@ class DistributedTransport:
         self._own: deque[Bytes] = deque()
         self._leaving: deque[tuple[Any, Tensor, int]] = deque()
         self._coming: defaultdict[int, deque[_Coming]] = defaultdict(deque)
+        self._passed: Counter[int] = Counter()
 
     def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take, and returns the frames in the takes' order."""
@@ -93,6 +96,7 @@ class DistributedTransport:
         except TransportError:
             self._own.clear()
             self._coming.clear()
+            self._passed.clear()
             self._window = Window(time.monotonic)
             raise
 
@@ -140,15 +144,21 @@ class DistributedTransport:
         if post.to == self.rank:
             self._own.append(post.frame)
             return
+        if post.relayed and self._passed[post.to]:
+            self._passed[post.to] -= 1
+            return
         n = len(post.frame)
         if n > post.bound:
             # Gloo would abort the receiving process.
             raise FrameError(f"frame to rank {post.to} has {n} bytes, above its bound {post.bound}")
         frame = host.send(_tensor(post.frame), self._device or host.CPU)
         for cut in self._cutting.cuts(n, post.bound):
-            with _lost(post.to):
-                work = self.group.send([frame[cut]], post.to, 0)
-            self._leaving.append((work, frame, post.to))
+            self._send(frame[cut], post.to)
+
+    def _send(self, message: Tensor, to: int) -> None:
+        with _lost(to):
+            work = self.group.send([message], to, 0)
+        self._leaving.append((work, message, to))
 
     def _ask(self, ahead: Iterable[Take]) -> None:
         """Asks for what comes next, in this order, as long as the window is open.
@@ -201,9 +211,20 @@ class DistributedTransport:
                 self._window.came(len(piece))
             if frame.n is None:
                 frame.n = self._checked(frame)
+            if take.onward is not None:
+                self._pass_on(frame, frame.n, take.onward)
             self._ask(ahead)
         self._coming[take.source].popleft()
+        if take.onward is not None:
+            self._passed[take.onward] += 1
         return frame.room[: frame.n].cpu().numpy().data
+
+    def _pass_on(self, frame: _Coming, n: int, to: int) -> None:
+        """Sends on what has come of a frame; whoever it is for looks at its checksum."""
+        came = frame.asked - len(frame.on_way)
+        for number in range(frame.passed, came):
+            self._send(frame.room[self._cutting.cut(number, n)], to)
+        frame.passed = came
 
     def _checked(self, frame: _Coming) -> int:
         """Returns how long a frame is, of which the first message has come."""

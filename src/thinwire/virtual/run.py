@@ -70,7 +70,7 @@ def run_sizes(
         >>> method = Method(Gossip(), Sizes(eight, 7850), H=1)
         >>> spoken = run_sizes(method, [Link(1e8, 0.02)] * 8, 3, Compute(0.01))
         >>> round(spoken.now, 3), spoken.sent[0] // 3
-        (0.095, 15816)
+        (0.094, 15816)
     """
     _check_frames(method, len(links), compute.seed)
     if timeline is None:

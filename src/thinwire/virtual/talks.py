@@ -31,6 +31,7 @@ from thinwire.exchange import (
 from thinwire.exchange.consensus import ROOT
 from thinwire.exchange.hear import goes_round
 from thinwire.exchange.marsit import PIECE
+from thinwire.exchange.neighbours import leftwards, rightwards
 from thinwire.exchange.over_graph import OverGraph, Stepping
 from thinwire.exchange.segments import places
 from thinwire.transport.base import Answer, Ask, Post, Reduce, Take, Turn, turn
@@ -146,7 +147,7 @@ def _two_phase(at: Place, pipeline: int) -> Talk:
     says = [(owner, n) for owner, _ in hops for n in cuts[owner]]
     hears = [(rank, n) for _, rank in hops for n in cuts[r]]
     long = goes_round(max(map(sum, cuts)))
-    ahead, tellers = (len(cuts[r]), hops[:1]) if long else (len(says), hops)
+    ahead, tellers = (max(2, len(cuts[r])), hops[:1]) if long else (len(says), hops)
     for owner, n in says[:ahead]:
         yield from turn((Post(owner, Sized(n), n),))
     for (rank, n), after in zip_longest(hears, says[ahead:]):
@@ -190,8 +191,10 @@ def _graph(exchange: OverGraph, at: Place) -> Talk:
 def _speaks(exchange: OverGraph, at: Place) -> Turn:
     graph, said = exchange.topology, Sized(at.sizes.whole)
     where = at.rank, at.N, at.round, at.seed
-    posts = tuple(Post(to, said, len(said)) for to in graph.listeners(*where))
-    return Turn(posts, tuple(Take(j, len(said)) for j in graph.neighbours(*where)))
+    to_all = rightwards(graph.listeners(*where), at.rank, at.N)
+    posts = tuple(Post(to, said, len(said)) for to in to_all)
+    speakers = leftwards(graph.neighbours(*where), at.rank, at.N)
+    return Turn(posts, tuple(Take(j, len(said)) for j in speakers))
 
 
 def _number(at: Place) -> Talk:
