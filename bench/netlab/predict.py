@@ -3,20 +3,23 @@
     python bench/netlab/predict.py                 # every method and rate; needs root
     python bench/netlab/predict.py --published     # only the published grid; needs nothing
 
-predicted = H steps + software + talk: a step and the software of a round are measured on the same
-hosts, unshaped; talk is one round in virtual time over the rate. Each rate's measurement stays in
---runs and is not made again. Writes predict.md there, which `peers.py --all` takes into RESULTS.md.
+predicted = H steps + max(talk + coding, unshaped). Talk is one round in virtual time over the rate.
+Coding is a round of as many workers in one process, over this machine's cores. Unshaped is a round
+on the same hosts without a rate, where processes wait for each other and for cores: that passes
+while frames are on a line. Each rate's measurement stays in --runs and is not made again. Writes
+predict.md there, which `peers.py --all` takes into RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from lines import in_lab
-from rounds import METHODS
+from rounds import METHODS, coded
 
 from thinwire import units
 from thinwire.cli.output import write_atomically
@@ -87,21 +90,21 @@ def main() -> int:
 
 def table(said: argparse.Namespace) -> str:
     """Measures what is not there yet, and returns predictions beside it, in Markdown."""
-    free = measured(said, "unlimited")
+    free, codes = measured(said, "unlimited"), coding(said)
     rows, held = [], 0
     for method in said.methods:
         for rate in said.rates:
             line, there = talk(method, said.params, rate), measured(said, rate)[method]
             for H in HS:
                 step = free[method][str(H)]["local"] / H
-                software = free[method]["1"]["sync"]
-                predicted = H * step + software + line
+                alone, code = free[method]["1"]["sync"], codes[method] / cores()
+                predicted = H * step + max(line + code, alone)
                 took = there[str(H)]["local"] + there[str(H)]["sync"]
                 off = predicted / took - 1
                 held += abs(off) <= NEAR
                 rows.append(
-                    f"| {method} | {rate} | {H} | {H * step:.3f} | {software:.3f} | {line:.3f} "
-                    f"| {predicted:.3f} | {took:.3f} | {off:+.0%} | "
+                    f"| {method} | {rate} | {H} | {H * step:.3f} | {line:.3f} | {code:.3f} "
+                    f"| {alone:.3f} | {predicted:.3f} | {took:.3f} | {off:+.0%} | "
                     f"{'held' if abs(off) <= NEAR else '**MISSED**'} |"
                 )
     return "\n".join(
@@ -109,12 +112,14 @@ def table(said: argparse.Namespace) -> str:
             f"## Predictions: seconds of a round, {said.params / 1e6:g} M parameters, {HOSTS} "
             "hosts",
             "",
-            f"Goal: each within {NEAR:.0%}. {held} of {len(rows)} are. Steps and software: "
-            "measured on the same hosts, unshaped; talk: one round in virtual time over lines of "
-            "that rate.",
+            f"Goal: each within {NEAR:.0%}. {held} of {len(rows)} are. Predicted: steps + "
+            "max(talk + coding, unshaped). Talk: one round in virtual time over lines of that "
+            "rate. Steps and unshaped: measured on the same hosts without a rate. Coding: a round "
+            f"of {HOSTS} workers in one process, over {cores()} cores. Medians of 5 to 40 rounds.",
             "",
-            "| exchange | rate | H | steps | software | talk | predicted s | measured s | off | |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| exchange | rate | H | steps | talk | coding | unshaped | predicted s | measured s "
+            "| off | |",
+            "|" + "---|" * 11,
             *rows,
             "",
             "A published grid of utilisation (torchft with torchtitan, 4 GPUs over TCP) beside "
@@ -124,6 +129,21 @@ def table(said: argparse.Namespace) -> str:
             "",
         ]
     )
+
+
+def cores() -> int:
+    """Returns on how many cores the hosts' processes take turns."""
+    return min(HOSTS, os.cpu_count() or 1)
+
+
+def coding(said: argparse.Namespace) -> dict[str, float]:
+    """Returns the seconds of a round of all workers in one process, by method."""
+    file = said.runs / f"predict-{said.params}-coding.json"
+    if not file.exists():
+        found = {method: coded(method, said.params, HOSTS) for method in said.methods}
+        write_atomically(file, json.dumps(found).encode())
+    known: dict[str, float] = json.loads(file.read_text())
+    return known
 
 
 def measured(said: argparse.Namespace, rate: str) -> dict[str, dict[str, dict[str, float]]]:

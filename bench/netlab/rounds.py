@@ -117,6 +117,28 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
             "framed": own[1], "times": times, "rounds": rounds}  # fmt: skip
 
 
+def coded(method: str, params: int, N: int) -> float:
+    """Returns what a round of N workers takes in one process, where no frame goes anywhere."""
+    weights, workers = [], []
+    for rank in range(N):
+        torch.manual_seed(0)
+        weights.append(torch.nn.Parameter(torch.randn(params)))
+        inner = torch.optim.SGD(weights[-1:], lr=0.1)
+        named = [("w", weights[-1])]
+        workers.append(tw.LocalSGD(named, inner, group=tw.Seat(rank, N), **METHODS[method]))
+    together = tw.LockStep(workers)
+    draw = torch.Generator().manual_seed(0)
+    took = []
+    for _ in range(11):
+        with torch.no_grad():
+            for weight in weights:
+                weight.add_(torch.randn(params, generator=draw), alpha=0.01)
+        began = time.perf_counter()
+        together.sync()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[1:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, ALL_REDUCE), default=["ring"])

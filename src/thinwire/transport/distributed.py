@@ -23,7 +23,7 @@ from thinwire.memory import LINE
 from thinwire.transport.base import Post, Take, Turn
 from thinwire.transport.messages import Cutting, Window
 
-MESSAGE = Cutting(first=1 << 18, each=1 << 18, unread=8)
+MESSAGE = Cutting(first=1 << 18, each=1 << 18, unread=4)
 """Of Gloo, which aborts the process that receives more than it asked for, and does not say when it
 got less: who receives asks for what the bound allows until it has read how long the frame is."""
 
