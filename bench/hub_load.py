@@ -177,13 +177,20 @@ async def load(port: int, bodies: list[bytes], seconds: float, description: str 
     }, sizes
 
 
-def one(target: Any, args: tuple[Any, ...], bodies: list[bytes], seconds: float, about: Any) -> Any:
+def one(
+    loop: asyncio.AbstractEventLoop,
+    target: Any,
+    args: tuple[Any, ...],
+    bodies: list[bytes],
+    seconds: float,
+    about: Any,
+) -> Any:
     hears, says = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=target, args=(*args, says), daemon=True)
     process.start()
     says.close()  # so that a server that dies at its start is an error, not a wait
     port = hears.recv()
-    result, sizes = asyncio.run(load(port, bodies, seconds, about))
+    result, sizes = loop.run_until_complete(load(port, bodies, seconds, about))
     process.terminate()
     said = hears.recv() if hears.poll(60.0) else None
     process.join(60.0)
@@ -204,6 +211,8 @@ def measure(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     lines = chosen.log.read_text().splitlines() if chosen.log.exists() else []
     results = [json.loads(line) for line in lines]
     done = {(r["downlink"], r["turn"]) for r in results if r["what"] == "echo"}
+    # One loop for all: gRPC's clients stand still for good now and then when a second one begins.
+    loop = asyncio.new_event_loop()
     for downlink in chosen.downlink:
         settings = settings_of(downlink, chosen.clients).as_dict()
         about = json.dumps({"settings": settings, "tensors": tensors})
@@ -213,9 +222,9 @@ def measure(chosen: argparse.Namespace) -> list[dict[str, Any]]:
             state = chosen.state / f"{downlink}-{turn}"
             shutil.rmtree(state, ignore_errors=True)
             args = (downlink, chosen.clients, chosen.d, str(state))
-            hub, sizes = one(serve_hub, args, bodies, chosen.seconds, about)
+            hub, sizes = one(loop, serve_hub, args, bodies, chosen.seconds, about)
             shutil.rmtree(state)
-            echo, _ = one(serve_echo, (sizes[:5000],), bodies, chosen.seconds, None)
+            echo, _ = one(loop, serve_echo, (sizes[:5000],), bodies, chosen.seconds, None)
             for what, result in (("hub", hub), ("echo", echo)):
                 result.update(what=what, downlink=downlink, turn=turn, up_bytes=len(bodies[0]) + 26)
                 results.append(result)

@@ -40,6 +40,8 @@ RENO = "net.ipv4.tcp_congestion_control=reno"
 """The one congestion control that every kernel has and lets a namespace choose. BBR, which some
 machines are set to, sends next to nothing for 0.2 s every 10 s, to see how long the way is."""
 GRACE = 1.0
+ABOUT = "Reno, buckets of 0.5 ms up to 200 Mbit/s and of 4 ms above"
+"""What every host of a lab has; results that say another were measured in an earlier one."""
 QUIET = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
 """Of every job: one thread each, for hosts share cores; torch's large vectors in huge pages, since
 a new one costs its page faults at each use: 44 ms of 25.6 M entries, with huge pages 11."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lab import ABOUT
 from peer_costs import SKIPPED, Peer, choose, counted, probed
 from peer_methods import PEERS
 from tune import table as tuned
@@ -18,6 +19,8 @@ from thinwire.runs import ran_on
 
 VERSIONS = ("torchft-nightly", "torchft")
 PRODUCT = "product"
+EARLIER = " *"
+"""Marks what was measured in an earlier lab, whose hosts had BBR and buckets of 64 KB."""
 TITLES = {
     "mlp": "the MLP of 1.86 M parameters on MNIST, batch 32, to 97 % test accuracy",
     "gpt": "the byte-level GPT of 0.84 M parameters, batch 2 x 128 bytes, to 4 bits a byte",
@@ -76,7 +79,7 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
         whole = min(by.values(), key=_worth)
         framed = fmean(c["framed"] for c in whole) if whole[0]["framed"] else None
         return Row(
-            name, whole[0]["peer"], "whole", [c["seconds"] for c in whole],
+            name, whole[0]["peer"], "whole" + _earlier(whole), [c["seconds"] for c in whole],
             [c["done"] for c in whole], all(c["reached_at"] for c in whole),
             fmean(c["sent"] for c in whole), framed, busy,
         )  # fmt: skip
@@ -101,7 +104,12 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells) -> Row | None:
     # What a peer sends as it starts is not of a round: DDP shares its parameters, and its first
     # gradients go uncompressed.
     sent = probe["sent_later"] * rounds / (probe["steps"] // H - SKIPPED // H)
-    return Row(name, peer, PRODUCT, seconds, steps, True, sent, framed, busy)
+    how = PRODUCT + _earlier(like)
+    return Row(name, peer, how, seconds, steps, True, sent, framed, busy)
+
+
+def _earlier(cells: Cells) -> str:
+    return "" if all(c.get("lab") == ABOUT for c in cells) else EARLIER
 
 
 def _worth(runs: Cells) -> tuple[bool, float]:
@@ -188,7 +196,7 @@ def write(target: Path, runs: Path) -> None:
         "# On a thin wire: peers side by side, line use, predictions",
         "",
         f"{date.today()}, 4 hosts as network namespaces on one machine, links shaped both ways "
-        f"with `tc tbf`. {ran_on(**versions())}.",
+        f"with `tc tbf`: {ABOUT}. {ran_on(**versions())}.",
         "",
         "Seconds count zero_grad, forward, backward and step with all that it waits for; drawing "
         "batches, judging, imports and connecting are left out for every peer alike. The model is "
@@ -196,7 +204,9 @@ def write(target: Path, runs: Path) -> None:
         'more. "whole" is a run to the goal on the shaped links; "product" is steps counted '
         "unshaped, in lock-step (`tune.py`), x seconds a step measured shaped. Utilisation is the "
         "time of as many steps of the same model with no communication, four at once on this "
-        "machine, over wall time. Bytes are read from the hosts' interfaces.",
+        "machine, over wall time. Bytes are read from the hosts' interfaces. A star marks what was "
+        "measured while the hosts had BBR, this machine's own choice, which sends next to nothing "
+        "for 0.2 s every 10 s, and buckets of 64 KB, which small messages pass at once.",
         "",
     ]
     for task in ("mlp", "gpt"):

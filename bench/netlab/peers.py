@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lab import Lab
+from lab import ABOUT, Lab
 from peer_costs import RATES, Cost, Peer, choose, counted, nominal, probed
 from peer_methods import PEERS
 from peer_results import write
@@ -189,7 +189,7 @@ class Bench:
         return {
             "how": how, "peer": peer, "rate": rate, "seed": seed, "steps": steps,
             "judge": how != "probe", "stop": stop, "file": str(file.resolve()),
-            "machine": machine(),
+            "machine": machine(), "lab": ABOUT,
         }  # fmt: skip
 
 
