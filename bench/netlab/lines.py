@@ -114,7 +114,7 @@ def _goal(method: str, ratio: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Line use, and rounds over loopback.")
     parser.add_argument("--params", type=int, default=25_600_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=Path, default=Path("runs/netlab"))
     said = parser.parse_args()
     common = ["--params", str(said.params), "--rounds", str(said.rounds), "--apart"]
