@@ -37,8 +37,6 @@ METHODS: dict[str, Any] = {
     "gather 8 bits": tw.qsparse_local_sgd(1, EIGHT, tw.Gather()),
 }
 ALL_REDUCE = "torch's all_reduce"
-
-
 MOST = 40
 """The most rounds of one kind that are timed."""
 
@@ -74,9 +72,8 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     if method != ALL_REDUCE:
         optimizer = tw.LocalSGD([("w", weight)], inner, group=group, **METHODS[method])
     draw = torch.Generator().manual_seed(rank)
-    took: dict[int, list[tuple[float, float]]] = {H: [] for H in said.hs}
 
-    def one(H: int) -> None:
+    def one(H: int) -> tuple[float, float]:
         dist.barrier()
         began = time.perf_counter()
         for _ in range(H):
@@ -86,7 +83,7 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
         dist.barrier() if said.apart else None
         talked = time.perf_counter()
         optimizer.sync()
-        took[H].append((stepped - began, time.perf_counter() - talked))
+        return stepped - began, time.perf_counter() - talked
 
     # The first round loads kernels, the second says how long one takes.
     one(said.hs[0])
@@ -95,10 +92,10 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     alone = agreed(time.perf_counter() - began)
     before = optimizer.stats.totals()
     rounds = max(said.rounds, min(MOST, int(said.seconds / alone)))
-    took = {H: [] for H in said.hs}
+    took: dict[int, list[tuple[float, float]]] = {H: [] for H in said.hs}
     for _ in range(rounds):
         for H in said.hs:
-            one(H)
+            took[H].append(one(H))
     _, sent, received = (
         (b - a) / (rounds * len(said.hs))
         for a, b in zip(before, optimizer.stats.totals(), strict=True)
