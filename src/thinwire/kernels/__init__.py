@@ -68,6 +68,15 @@ class Kernels:
     encode_codes: Callable[[Tensor, int, int], Tensor]
     decode_codes: Callable[[Tensor, int, int, int], tuple[Tensor | None, int, str]]
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
+    read_bodies: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, int, int, int],
+        tuple[Tensor, Tensor, Tensor, Tensor],
+    ]
+    decode_bodies: Callable[[Tensor, int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    subtract_bodies: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, int], None
+    ]
+    join_crc: Callable[[int, int, int], int]
 
 
 _chosen: ContextVar[str | None] = ContextVar("thinwire_kernels", default=None)

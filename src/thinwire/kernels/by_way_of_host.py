@@ -23,7 +23,11 @@ CHANGES = {
 }
 """How many of its first arguments an operation changes."""
 ANSWERS_ON_THE_HOST = {"first_nonfinite", "norms", "extrema", "fit", "largest_code"}
-HOST_ONLY = {"encode_index", "decode_index", "encode_codes", "decode_codes"}
+HOST_ONLY = {
+    "encode_index", "decode_index", "encode_codes", "decode_codes",
+    "read_bodies", "decode_bodies", "subtract_bodies", "join_crc",
+}  # fmt: skip
+"""What only a hub and the wire call, on bytes and on the host."""
 
 
 def wrapped(operation: str, call: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

@@ -244,3 +244,54 @@ def check_plain(tensors: tuple[torch.Tensor, ...]) -> None:
     for t in tensors:
         if t.dtype != torch.float32 or t.device != tensors[0].device or not t.is_contiguous():
             raise ValueError("expected contiguous float32 tensors on one device")
+
+
+def check_bodies(
+    data: torch.Tensor,
+    ends: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor,
+) -> int:
+    """Returns how many entries a body says, or raises ValueError unless bodies fill the data.
+
+    Args:
+        data: uint8.
+        ends: (F,) int64, where each body ends.
+        counts: (G,) int64.
+        starts: (G + 1,) int64.
+        domains: (S + 1,) int64.
+    """
+    check_typed(data, torch.uint8)
+    check_counts(counts, starts)
+    check_domains(domains, starts)
+    check_starts(torch.cat([ends.new_zeros(1), ends]), data.numel())
+    if int(starts[-1]) > 2**31:
+        raise ValueError(f"indices into {int(starts[-1])} entries are no int32")
+    return int(counts.sum())
+
+
+def check_rows(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    divisors: torch.Tensor,
+    touched: torch.Tensor | None,
+) -> None:
+    """Raises unless these rows of values can be taken away from x in place.
+
+    Raises:
+        ValueError: when shapes or types differ, or x is not contiguous.
+        IndexError: when an index lies outside x, or a row is not there.
+    """
+    types = [t.dtype for t in (x, index, values, rows, divisors)]
+    if types != [torch.float32, torch.int32, torch.float32, torch.int64, torch.float32]:
+        raise ValueError(f"rows of values have other types than {types}")
+    alike = index.shape == values.shape and rows.shape == divisors.shape
+    if not (x.is_contiguous() and alike) or (touched is not None and touched.shape != x.shape):
+        raise ValueError("rows of values do not fit together")
+    check_inside(rows, len(index))
+    if len(rows) and index.numel():
+        # Rows ascend: their ends say where all of them lie.
+        check_inside(index[rows][:, [0, -1]].long().view(-1), x.numel())

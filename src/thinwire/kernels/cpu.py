@@ -17,7 +17,9 @@ import numpy as np
 
 from thinwire import host
 from thinwire.kernels.cpu_bits import padded_words
+from thinwire.kernels.cpu_bodies import decode_bodies, read_bodies, subtract_bodies
 from thinwire.kernels.cpu_codes import largest_code, pack, unpack
+from thinwire.kernels.cpu_crc import join_crc
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
 from thinwire.kernels.cpu_entropy_decode import decode_codes
 from thinwire.kernels.cpu_entropy_encode import encode_codes
@@ -38,6 +40,7 @@ __all__ = [
     "accumulate",
     "accumulate_codes",
     "decode",
+    "decode_bodies",
     "decode_codes",
     "decode_index",
     "divide",
@@ -48,6 +51,7 @@ __all__ = [
     "fit",
     "gather",
     "hadamard",
+    "join_crc",
     "land",
     "largest_code",
     "look_up",
@@ -58,9 +62,11 @@ __all__ = [
     "quantize",
     "quantize_levels",
     "randk",
+    "read_bodies",
     "scatter",
     "settle",
     "signs",
+    "subtract_bodies",
     "topk",
     "two_levels",
     "unpack",
@@ -130,3 +136,9 @@ def _call_each() -> None:
     accumulate(host.zeros(3), index, v[:2], 1.0)
     accumulate_codes(host.zeros(3), None, codes, 4, starts, low, step, 1.0)
     accumulate_codes(host.zeros(3), host.ints([0, 1, 2]), codes, 4, starts, low, step, 1.0)
+    _, many, _, packed = read_bodies(places, host.ints([len(places)]), counts, starts, starts, 0, 1, 1)
+    values, _ = decode_bodies(packed, 1, host.ints([0, 2]), low.view(1, 1), step.view(1, 1))
+    rows, one = host.ints([0]), host.floats([1.0])
+    for touched in (None, rows.repeat(3)):
+        subtract_bodies(host.zeros(3), many.zero_(), values, rows, one, touched, 1)
+    join_crc(1, 2, 3)

@@ -179,7 +179,8 @@ def unpack(data: torch.Tensor, n: int, width: int) -> torch.Tensor:
 
 
 @kernel
-def _largest_code(data: Array, n: Number, width: Number) -> Number:
+def largest_packed(data: Array, n: Number, width: Number) -> Number:
+    """Returns the largest of n codes, -1 where a padding bit is set."""
     scratch = np.empty(_BLOCK, np.uint16)
     largest = np.uint16(0)
     for first in range(0, n, _BLOCK):
@@ -207,4 +208,4 @@ def _largest_code(data: Array, n: Number, width: Number) -> Number:
 def largest_code(data: torch.Tensor, n: int, width: int) -> int:
     """Agrees with `reference.largest_code`."""
     checks.check_packed(data, n, width)
-    return int(_largest_code(array(data), n, width))
+    return int(largest_packed(array(data), n, width))

@@ -70,10 +70,11 @@ def _decode_block(
 
 
 @kernel
-def _decode(
+def decode_stretch(
     packed: Array, width: Number, starts: Array, lows: Array, steps: Array,
     low: Number, high: Number, out: Array,
 ) -> None:  # fmt: skip
+    """Decodes the codes from low, where a block begins, to high."""
     codes = np.empty(_BLOCK, np.uint16)
     g = group_of(starts, low)
     for first in range(low, high, _BLOCK):
@@ -93,7 +94,7 @@ def decode(
     out = host.empty(int(starts[-1]))
     given = array(packed), width, array(starts), array(lows), array(steps)
     values = out.numpy()
-    each_stretch(out.numel(), lambda low, high: _decode(*given, low, high, values))
+    each_stretch(out.numel(), lambda low, high: decode_stretch(*given, low, high, values))
     return out
 
 

@@ -101,7 +101,7 @@ def _read_groups(
 
 
 @kernel
-def _read(
+def read_index(
     words: Array, size: Number, counts: Array, starts: Array, domains: Array, defer: Number,
     pieces: Array, out: Array,
 ) -> Number:  # fmt: skip
@@ -223,7 +223,7 @@ def read_side_by_side(
     """Reads all with the threads there are; returns the bytes read, or -1 where any is wrong."""
     pieces = np.empty((out.size // _PIECE + domains.size, 6), np.int64)
     given = words, size, counts, starts, domains
-    status, _, _, used, left = _read(*given, True, pieces, out)
+    status, _, _, used, left = read_index(*given, True, pieces, out)
     if status != _FINE:
         return -1
     fine, bases = np.empty(left, np.bool_), np.empty(left, np.int64)
@@ -252,7 +252,7 @@ def decode_index(
         if used >= 0:
             return out, used, ""
     none = np.empty((0, 6), np.int64)
-    status, a, b, used, _ = _read(*given, False, none, index)
+    status, a, b, used, _ = read_index(*given, False, none, index)
     if status != _FINE:
         return None, 0, reference.explain(int(status), int(a), int(b))
     return out, int(used), ""

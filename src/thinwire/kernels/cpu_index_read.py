@@ -76,6 +76,39 @@ def read_fixed(words: Array, at: Number, length: Number, out: Array) -> Number:
 
 
 @kernel
+def _read_short(
+    words: Array, at: Number, end: Number, length: Number, b: Number, p: Number, out: Array
+) -> Number:
+    """Reads positions while each lies in one word with others and nothing is wrong.
+
+    Returns how many, the last, and the bit after them.
+    """
+    shift, mask = _U64(b), (_U64(1) << _U64(b)) - _U64(1)
+    m = np.int64(0)
+    while at + 64 <= end:
+        word = peek(words, at)
+        left = np.int64(64)
+        while m < out.size:
+            ones = trailing_zeros(~word)
+            used = np.int64(ones) + 1 + b
+            if used > left:
+                break
+            word = word >> ones >> _U64(1)
+            after = p + 1 + np.int64(ones << shift | word & mask)
+            if after >= length:
+                return m, p, at + 64 - left
+            p = after
+            out[m] = p
+            m += 1
+            word >>= shift
+            left -= used
+        at += 64 - left
+        if left == 64 or m == out.size:
+            break
+    return m, p, at
+
+
+@kernel
 def read_rice(
     words: Array, at: Number, end: Number, length: Number, b: Number, before: Number, out: Array
 ) -> Number:
@@ -83,7 +116,8 @@ def read_rice(
     p = np.int64(before)
     mask = (_U64(1) << _U64(b)) - _U64(1)
     most = length >> b
-    for m in range(out.size):
+    m, p, at = _read_short(words, at, end, length, b, p, out)
+    for m in range(m, out.size):
         word = peek(words, at)
         ones = np.int64(trailing_zeros(~word))
         held = ones

@@ -54,9 +54,13 @@ __all__ = [
     "words",
 ]
 
-BY_WAY_OF_HOST = ("owe", "pick", "settle", "scatter", "land", "two_levels", "look_up")
-"""What no round on a device needs as a whole: rounds in place run on the host, and two levels are
-fitted to the few values that a sparsifier keeps (a dense `TwoLevel` moves every entry)."""
+BY_WAY_OF_HOST = (
+    "owe", "pick", "settle", "scatter", "land", "two_levels", "look_up",
+    "read_bodies", "decode_bodies", "subtract_bodies", "join_crc",
+)  # fmt: skip
+"""What no round on a device needs as a whole: rounds in place and hubs run on the host, and two
+levels are fitted to the few values that a sparsifier keeps (a dense `TwoLevel` moves every
+entry)."""
 
 
 def bound(operation: str, device: torch.device) -> Callable[..., Any]:

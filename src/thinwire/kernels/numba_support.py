@@ -117,8 +117,17 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def kernel(function: _F) -> _F:
     """Compiles a function on its first call, cached on disk and without the interpreter lock."""
+    return _compiled(function, nogil=True)
+
+
+def brief(function: _F) -> _F:
+    """Compiles a kernel that keeps the lock, being done sooner than it would be had again."""
+    return _compiled(function, nogil=False)
+
+
+def _compiled(function: _F, nogil: bool) -> _F:
     # The "numpy" error model drops the branch on division by zero, which stops vectorising.
-    compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    compiled: Any = numba.njit(nogil=nogil, cache=True, error_model="numpy")(function)
     # Numba knows a cached kernel by its own file alone, and would keep one that froze a constant
     # or took in a function of another file which has changed since. The version it compares
     # first: what other sources left is not even read, since their classes may be gone.

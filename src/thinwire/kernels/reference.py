@@ -15,6 +15,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels.checks import (
+    check_bodies,
     check_books,
     check_coded,
     check_counts,
@@ -27,6 +28,7 @@ from thinwire.kernels.checks import (
     check_packed,
     check_per_group,
     check_rotation,
+    check_rows,
     check_typed,
     check_unsigned_levels,
     check_vector,
@@ -1477,3 +1479,158 @@ def accumulate(
         acc += weighed
     else:
         acc[index] += weighed
+
+
+def read_bodies(
+    data: torch.Tensor,
+    ends: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor,
+    scales: int,
+    width: int,
+    top: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reads bodies of one layout: an index section, scales, packed codes, and nothing after them.
+
+    Args:
+        data: (bytes,) uint8, the bodies end to end.
+        ends: (F,) int64, where each ends.
+        counts: (G,) int64.
+        starts: (G + 1,) int64, at most 2**31.
+        domains: (S + 1,) int64, as in `encode_index`.
+        scales: float32 of each body.
+        width: bits per code, 1..16; there is one for each index.
+        top: the largest code there may be.
+
+    Returns:
+        Whether each body is as it should be, with finite scales, (F,) bool. Of those: indices,
+        (F, n) int32; scales, (F, scales) float32; packed codes, (F, packed_bytes(n, width)) uint8.
+
+    Examples:
+        >>> data = torch.tensor([3, 6, 0, 0, 128, 63, 1], dtype=torch.uint8)
+        >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
+        >>> fine, index, scales, packed = read_bodies(data, torch.tensor([7]), *cut, 1, 1, 1)
+        >>> fine.tolist(), index.tolist(), scales.tolist(), packed.tolist()
+        ([True], [[0, 3]], [[1.0]], [[1]])
+    """
+    n = check_bodies(data, ends, counts, starts, domains)
+    F, size, most = len(ends), packed_bytes(n, width), index_bytes_bound(counts, starts, domains)
+    fine = torch.zeros(F, dtype=torch.bool, device=host.CPU)
+    index, said = host.empty(F * n, torch.int32).view(F, n), host.empty(F * scales).view(F, scales)
+    packed = host.empty(F * size, torch.uint8).view(F, size)
+    for f, (low, high) in enumerate(pairwise([0, *ends.tolist()])):
+        body = data[low:high]
+        places, used, _ = decode_index(body[:most], counts, starts, domains)
+        if places is None or used + 4 * scales + size != len(body):
+            continue
+        index[f], packed[f] = places, body[len(body) - size :]
+        said[f] = body[used : used + 4 * scales].clone().view(torch.float32)
+        fine[f] = bool(said[f].isfinite().all()) and 0 <= largest_code(packed[f], n, width) <= top
+    return fine, index, said, packed
+
+
+def decode_bodies(
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers what the codes of several bodies stand for, and the largest magnitude of each.
+
+    Args:
+        packed: (F, packed_bytes(n, width)) uint8, n = starts[-1].
+        width: bits per code, 1..16.
+        starts: (G + 1,) int64.
+        lows: (F, G) float64, value of code 0.
+        steps: (F, G) float64, distance between codes.
+
+    Returns:
+        (F, n) float32, and (F,) float32: NaN where one is, and 0 where nothing is.
+
+    Examples:
+        >>> packed, low = torch.tensor([[1]], dtype=torch.uint8), torch.tensor([[-2.0]]).double()
+        >>> decode_bodies(packed, 1, torch.tensor([0, 2]), low, -2 * low)
+        (tensor([[ 2., -2.]]), tensor([2.]))
+    """
+    cut = zip(packed, lows, steps, strict=True)
+    said = [decode(one, width, starts, low, step) for one, low, step in cut]
+    values = torch.stack(said) if said else host.empty(0).view(0, int(starts[-1]))
+    tops = [float(row.abs().max()) if len(row) else 0.0 for row in values]
+    return values, host.floats(tops)
+
+
+def subtract_bodies(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    divisors: torch.Tensor,
+    touched: torch.Tensor | None,
+    version: int,
+) -> None:
+    """Takes rows of values away from x in place, one after the other, each divided first.
+
+    Args:
+        x: (d,) float32, contiguous; changed.
+        index: (F, n) int32, each row ascending without repeats.
+        values: (F, n) float32.
+        rows: (R,) int64, which of the F, in their order.
+        divisors: (R,) float32.
+        touched: (d,) int64, is told for each entry the last row that touched it; or None.
+        version: what it is told of the first row, and one more for each after it.
+
+    Raises:
+        IndexError: when an index lies outside x.
+
+    Examples:
+        >>> x, touched = torch.zeros(3), torch.zeros(3, dtype=torch.int64)
+        >>> index, values = torch.tensor([[0, 2]], dtype=torch.int32), torch.tensor([[1.0, 2.0]])
+        >>> rows = torch.tensor([0, 0])
+        >>> subtract_bodies(x, index, values, rows, torch.tensor([1.0, 2.0]), touched, 7)
+        >>> x.tolist(), touched.tolist()
+        ([-1.5, 0.0, -3.0], [8, 0, 8])
+    """
+    check_rows(x, index, values, rows, divisors, touched)
+    for number, (row, divisor) in enumerate(zip(rows.tolist(), divisors, strict=True)):
+        at = index[row].long()
+        accumulate(x, at, values[row] / divisor, -1.0)
+        if touched is not None:
+            touched[at] = version + number
+
+
+CRC_POLYNOMIAL = 0xEDB88320
+
+
+def crc_times(a: int, b: int) -> int:
+    """Multiplies two polynomials modulo the CRC-32's; the highest bit is the constant term."""
+    product = 0
+    for bit in range(31, -1, -1):
+        product ^= b if a >> bit & 1 else 0
+        b = b >> 1 ^ (CRC_POLYNOMIAL if b & 1 else 0)
+    return product
+
+
+def join_crc(first: int, second: int, n: int) -> int:
+    """Says the CRC-32 of bytes followed by n others, from the CRC-32 of each.
+
+    That is first x**(8 n) + second, so join_crc(first, both, n) is the CRC-32 of the second part.
+
+    Args:
+        first: CRC-32 of what comes first.
+        second: CRC-32 of what follows.
+        n: bytes that follow.
+
+    Examples:
+        >>> import zlib
+        >>> join_crc(zlib.crc32(b"thin"), zlib.crc32(b"wire"), 4) == zlib.crc32(b"thinwire")
+        True
+    """
+    power = 1 << 23
+    while n:
+        if n & 1:
+            first = crc_times(power, first)
+        power = crc_times(power, power)
+        n >>= 1
+    return first ^ second

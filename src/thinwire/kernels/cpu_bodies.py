@@ -1,0 +1,141 @@
+"""Many bodies of one operator in Numba, read and subtracted in one go: a hub's work."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from thinwire import host
+from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_codes import largest_packed
+from thinwire.kernels.cpu_decode import decode_stretch
+from thinwire.kernels.cpu_index_decode import read_index
+from thinwire.kernels.numba_support import Array, Number, array, copy, kernel, prefetch
+
+_EARLY = 64
+_FINE = reference.FINE
+_MAGNITUDE = np.uint32(reference.MAGNITUDE)
+_INFINITE = np.uint32(0x7F800000)
+
+
+@kernel
+def _read_body(
+    body: Array, cut: Array, starts: Array, domains: Array, most: Number, n: Number,
+    width: Number, top: Number, words: Array, index: Array, scales: Array, packed: Array,
+) -> Number:  # fmt: skip
+    """Reads one body; returns whether all of it is as it should be."""
+    size = min(body.size, most)
+    words[size >> 3 : (size >> 3) + 4] = 0
+    copy(words.view(np.uint8)[:size], body)
+    none = np.empty((0, 6), np.int64)
+    status, _, _, used, _ = read_index(words, size, cut, starts, domains, False, none, index)
+    if status != _FINE or used + 4 * scales.size + packed.size != body.size:
+        return False
+    copy(scales.view(np.uint8), body[used:])
+    copy(packed, body[used + 4 * scales.size :])
+    for bits in scales.view(np.uint32):
+        if np.uint32(bits & _MAGNITUDE) >= _INFINITE:
+            return False
+    return 0 <= largest_packed(packed, n, width) <= top
+
+
+@kernel
+def _read_bodies(
+    data: Array, ends: Array, cut: Array, starts: Array, domains: Array, most: Number, n: Number,
+    width: Number, top: Number, index: Array, scales: Array, packed: Array, fine: Array,
+) -> None:  # fmt: skip
+    words = np.empty(most // 8 + 5, np.uint64)
+    for f in range(fine.size):
+        body = data[ends[f - 1] if f else 0 : ends[f]]
+        fine[f] = _read_body(
+            body, cut, starts, domains, most, n, width, top, words, index[f], scales[f], packed[f]
+        )
+
+
+def read_bodies(
+    data: torch.Tensor,
+    ends: torch.Tensor,
+    counts: torch.Tensor,
+    starts: torch.Tensor,
+    domains: torch.Tensor,
+    scales: int,
+    width: int,
+    top: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Agrees bit for bit with `reference.read_bodies`, where a body is fine."""
+    n = checks.check_bodies(data, ends, counts, starts, domains)
+    F, most = len(ends), reference.index_bytes_bound(counts, starts, domains)
+    index = host.empty(F * n, torch.int32).view(F, n)
+    said = host.empty(F * scales).view(F, scales)
+    packed = host.empty(F * checks.packed_bytes(n, width), torch.uint8).view(F, -1)
+    fine = np.empty(F, np.bool_)
+    _read_bodies(
+        array(data), array(ends), array(counts), array(starts), array(domains), most, n, width,
+        top, index.numpy(), said.numpy(), packed.numpy(), fine,
+    )  # fmt: skip
+    return torch.from_numpy(fine), index, said, packed
+
+
+@kernel
+def _decode_bodies(
+    packed: Array, width: Number, starts: Array, lows: Array, steps: Array, out: Array, tops: Array
+) -> None:
+    for f in range(tops.size):
+        values = out[f]
+        decode_stretch(packed[f], width, starts, lows[f], steps[f], 0, values.size, values)
+        largest = np.uint32(0)
+        for bits in values.view(np.uint32):
+            largest = max(largest, np.uint32(bits & _MAGNITUDE))
+        tops[f] = largest
+
+
+def decode_bodies(
+    packed: torch.Tensor,
+    width: int,
+    starts: torch.Tensor,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Agrees bit for bit with `reference.decode_bodies`; what is NaN is NaN."""
+    F, n = len(packed), int(starts[-1])
+    if F:
+        checks.check_coded(packed[0], width, starts, lows[0], steps[0])
+    out, tops = host.empty(F * n).view(F, n), np.empty(F, np.uint32)
+    given = array(packed), width, array(starts), array(lows), array(steps)
+    _decode_bodies(*given, out.numpy(), tops)
+    return out, torch.from_numpy(tops.view(np.float32))
+
+
+@kernel
+def _subtract_bodies(
+    x: Array, index: Array, values: Array, rows: Array, divisors: Array, touched: Array,
+    version: Number,
+) -> None:  # fmt: skip
+    last = index.shape[1] - 1
+    for r in range(rows.size):
+        at, said, divisor = index[rows[r]], values[rows[r]], divisors[r]
+        for j in range(at.size):
+            # The places lie far apart: what is asked for early is there when its turn comes.
+            prefetch(x.ctypes.data + 4 * np.int64(at[min(j + _EARLY, last)]))
+            x[at[j]] -= said[j] / divisor
+        if touched.size:
+            for j in range(at.size):
+                prefetch(touched.ctypes.data + 8 * np.int64(at[min(j + _EARLY, last)]))
+                touched[at[j]] = version + r
+
+
+def subtract_bodies(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    divisors: torch.Tensor,
+    touched: torch.Tensor | None,
+    version: int,
+) -> None:
+    """Agrees bit for bit with `reference.subtract_bodies`."""
+    checks.check_rows(x, index, values, rows, divisors, touched)
+    marks = np.empty(0, np.int64) if touched is None else array(touched)
+    _subtract_bodies(
+        array(x), array(index), array(values), array(rows), array(divisors), marks, version
+    )
