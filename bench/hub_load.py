@@ -81,7 +81,7 @@ def serve_echo(sizes: list[int], says: Connection) -> None:
         at = 0
         async for up in requests:
             if up.piece.last:
-                await send(b"x" * sizes[at % len(sizes)], context)
+                await send((b"x" * sizes[at % len(sizes)],), context)
                 at += 1
 
     class Methods(grpc.GenericRpcHandler):

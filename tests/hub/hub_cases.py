@@ -44,7 +44,7 @@ class Worker:
 
     def join(self, now: float) -> None:
         member, record = self.hub.join(self.name, self.weight, now)
-        self.records = [record] if record else []
+        self.records = [record.content] if record else []
         self.number = member.number
         here = self.here(member.sequence)
         mem = {**self.hub.exchange.init(here)}
@@ -75,14 +75,15 @@ class Worker:
         assert isinstance(ask, Turn)
         frame, base = ask.posts[0].frame, int(self.state.mem["version"])
         taken = self.hub.update(self.name, base, frame, now)
-        self.last = (base, frame, taken.reply)
+        reply = b"".join(taken.reply)
+        self.last = (base, frame, reply)
         self.stats.asked(ask, self.number)
-        self.stats.answered(ask, [taken.reply], self.number)
+        self.stats.answered(ask, [reply], self.number)
         try:
-            talk.send([taken.reply])
+            talk.send([reply])
         except StopIteration as stop:
             self.state = stop.value
-        return [taken.record] if taken.record else []
+        return [taken.record.content] if taken.record else []
 
 
 def same_state(a, b) -> None:

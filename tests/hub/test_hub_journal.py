@@ -14,7 +14,7 @@ from hub_cases import SIGNTOPK, STREAM, Worker, core, same_state
 
 import thinwire as tw
 from thinwire.errors import ConfigError
-from thinwire.hub.journal import HEAD, MAGIC, Journal
+from thinwire.hub.journal import HEAD, MAGIC, Journal, Record
 from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
 
 ABOUT = {"settings": {"H": 4}, "tensors": [["w", "(2,)", "float32", "parameter"]], "run": 3}
@@ -26,8 +26,8 @@ def written(folder: Path) -> bytes:
     assert journal.recover()[0] is None
     journal.begin(0)
     journal.snapshot(0, [b"first ", b"state"])
-    journal.append(RECORDS[:5])
-    journal.append(RECORDS[5:])
+    journal.append([Record.of(r) for r in RECORDS[:5]])
+    journal.append([Record.of(r) for r in RECORDS[5:]])
     journal.close()
     return (folder / f"journal-{0:016d}.twj").read_bytes()
 
@@ -64,7 +64,7 @@ def test_appending_goes_on_after_a_cut(tmp_path: Path) -> None:
         journal = Journal(tmp_path)
         before = list(journal.recover()[1])
         journal.begin(0)
-        journal.append([b"more"])
+        journal.append([Record.of(b"more")])
         journal.close()
         assert recovered(tmp_path)[1] == [*before, b"more"]
 
@@ -89,7 +89,7 @@ def test_a_snapshot_is_whole_or_the_one_before_it_counts(tmp_path: Path) -> None
     journal = Journal(tmp_path)
     list(journal.recover()[1])
     journal.begin(1)
-    journal.append([b"later"])
+    journal.append([Record.of(b"later")])
     journal.close()
     # The new generation has begun and its snapshot is not there yet: both files count.
     assert recovered(tmp_path) == (b"first state", [*RECORDS, b"later"])
@@ -106,7 +106,7 @@ def test_damage_that_a_crash_cannot_leave_is_an_error(tmp_path: Path) -> None:
     data = written(tmp_path)
     journal = Journal(tmp_path)
     journal.begin(1)
-    journal.append([b"later"])
+    journal.append([Record.of(b"later")])
     journal.close()
     (tmp_path / f"journal-{0:016d}.twj").write_bytes(data[:-1])
     with pytest.raises(ConfigError, match="damaged"):
@@ -154,14 +154,14 @@ def test_a_state_goes_to_bytes_and_back(exchange: tw.Hub) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from thinwire.hub.journal import Journal
+from thinwire.hub.journal import Journal, Record
 journal = Journal(Path(sys.argv[1]))
 list(journal.recover()[1])
 journal.begin(0)
 journal.snapshot(0, [b"s"])
 n = 0
 while True:
-    journal.append([b"%d" % (n + i) * 50 for i in range(3)])
+    journal.append([Record.of(b"%d" % (n + i) * 50) for i in range(3)])
     n += 3
     print(n, flush=True)
 """

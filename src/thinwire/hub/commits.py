@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from thinwire.hub.journal import Journal
+from thinwire.hub.journal import Journal, Record
+
+Item = Record | int
+"""A record; or a number, from which on records go to that generation's file."""
 
 
 class Commits:
@@ -24,28 +27,30 @@ class Commits:
         self.journal, self.linger, self.failed = journal, linger, failed
         self.batches = self.records = 0
         self._thread = ThreadPoolExecutor(1, "thinwire-journal")
-        self._waiting: list[bytes | int] = []
+        self._waiting: list[Item] = []
         self._next: asyncio.Future[None] | None = None
         self._current: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, item: bytes | int) -> None:
-        """Takes a record; or a number, from which on records go to that generation's file."""
-        self._waiting.append(item)
+    def add(self, items: Sequence[Item]) -> asyncio.Future[None]:
+        """Takes items; the answer is there when they and all before them are on the disk."""
+        loop = asyncio.get_running_loop()
+        if not items:
+            last = self._next or self._current
+            if last is None:
+                last = loop.create_future()
+                last.set_result(None)
+            return last
+        self._waiting += items
         if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
+            self._next = loop.create_future()
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def durable(self) -> None:
-        """Returns when everything taken so far is on the disk."""
-        last = self._next or self._current
-        if last is not None:
-            await asyncio.shield(last)
+            self._task = loop.create_task(self._run())
+        return self._next
 
     async def close(self) -> None:
         """Returns when the last record is on the disk; takes none after it."""
-        await self.durable()
+        await asyncio.shield(self.add(()))
         self._thread.shutdown()
 
     async def _run(self) -> None:
@@ -58,7 +63,7 @@ class Commits:
             assert done is not None
             self._current = done
             try:
-                await self._write(batch, loop)
+                await loop.run_in_executor(self._thread, self._write, batch)
             except BaseException as error:
                 done.set_exception(error)
                 done.exception()
@@ -69,16 +74,13 @@ class Commits:
             done.set_result(None)
         self._current = None
 
-    async def _write(self, batch: list[bytes | int], loop: asyncio.AbstractEventLoop) -> None:
-        # Writing is quick and syncing is not: the thread does one system call, so that it asks
-        # for the interpreter's lock once a batch.
-        cuts = [at for at, item in enumerate(batch) if isinstance(item, int)]
-        for start, end in zip((0, *(cut + 1 for cut in cuts)), (*cuts, len(batch)), strict=True):
-            records = [item for item in batch[start:end] if isinstance(item, bytes)]
-            if records:
-                self.journal.write(records)
-                await loop.run_in_executor(self._thread, self.journal.sync)
-            if end < len(batch):
-                generation = batch[end]
-                assert isinstance(generation, int)
-                await loop.run_in_executor(self._thread, self.journal.begin, generation)
+    def _write(self, batch: list[Item]) -> None:
+        records: list[Record] = []
+        for item in batch:
+            if isinstance(item, Record):
+                records.append(item)
+            else:
+                self.journal.append(records)
+                self.journal.begin(item)
+                records = []
+        self.journal.append(records)

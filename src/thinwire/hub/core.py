@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from torch import Tensor
 
-from thinwire import host
+from thinwire import host, kernels
 from thinwire.compress import Compressor
-from thinwire.exchange.anchors import changed
+from thinwire.exchange.anchors import HEAD, Form, Head, changed
 from thinwire.exchange.base import Here
 from thinwire.exchange.hub import (
     ENTRY,
@@ -30,35 +31,26 @@ from thinwire.exchange.hub import (
 )
 from thinwire.exchange.hub_rules import ByWeight, Stream
 from thinwire.flat import Spans
+from thinwire.hub.journal import Record
 from thinwire.hub.judge import judge, read_step
 from thinwire.hub.refused import Refused, Why
-from thinwire.hub.replies import reply_body, whole_body
+from thinwire.hub.replies import said_since, values_body, whole_body
+from thinwire.hub.said import Said, Taken
 from thinwire.hub.state import HubState, Member, bucket
+from thinwire.hub.steps import Steps, divided
 from thinwire.keys import Key
 from thinwire.wire.body import pack
-from thinwire.wire.frame import Address, Kind, seal
+from thinwire.wire.frame import CHECKED, HEADER, Address, Kind, checked_head, header_before, seal
 
 JOIN, UPDATE, LEAVE = 1, 2, 3
 _JOIN = struct.Struct("<BHd")
+_LEAVE = struct.Struct("<BH")
 _UPDATE = struct.Struct("<BHQQd")
 MOST_MEMBERS = 65535
+ALONE = -1
+"""The row of an update that is read by itself."""
 HIGHEST = 1e38
 """No entry of a model may come to more; float32 ends at 3.4e38."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What became of an update.
-
-    Args:
-        reply: the ANCHOR frame for its worker.
-        record: what the journal must hold before the reply may leave; None where it already does.
-        staleness: of the update.
-    """
-
-    reply: bytes
-    record: bytes | None
-    staleness: int
 
 
 @dataclass
@@ -92,13 +84,14 @@ class Core:
         self._names = {m.number: name for name, m in self.state.members.items()}
         self._live = sum(m.live for m in self.state.members.values())
         self._reach = inf
+        self._steps = Steps(self.compressor, self.spans, is_plain(self.exchange.outer))
 
     @property
     def live(self) -> int:
         """Workers that are here."""
         return self._live
 
-    def join(self, name: str, weight: float, now: float) -> tuple[Member, bytes | None]:
+    def join(self, name: str, weight: float, now: float) -> tuple[Member, Record | None]:
         """Returns the member of that name, live, and the record if that is news.
 
         Raises:
@@ -117,9 +110,9 @@ class Core:
         number = len(self.state.members) + 1 if known is None else known.number
         record = _JOIN.pack(JOIN, number, weight) + name.encode()
         self._join(name, number, weight)
-        return self.state.members[name], record
+        return self.state.members[name], Record.of(record)
 
-    def leave(self, name: str) -> bytes | None:
+    def leave(self, name: str) -> Record | None:
         """Marks a worker as gone and returns the record, if it was here."""
         self.heard.pop(name, None)
         member = self.state.members.get(name)
@@ -127,7 +120,12 @@ class Core:
             return None
         member.live = False
         self._live -= 1
-        return struct.pack("<BH", LEAVE, member.number)
+        return Record.of(_LEAVE.pack(LEAVE, member.number))
+
+    def left(self, name: str) -> tuple[bool, list[Record]]:
+        """Does as `leave`, and says whether the worker was here, and what the journal must hold."""
+        record = self.leave(name)
+        return record is not None, [] if record is None else [record]
 
     def tick(self, now: float) -> list[str]:
         """Returns the live workers that have been silent for longer than the timeout."""
@@ -141,31 +139,32 @@ class Core:
         return seal(Kind.ANCHOR, Address(self.run, 0, HUB), whole_body(self.state))
 
     def update(self, name: str, base: int, frame: bytes, now: float) -> Taken:
-        """Applies one update, or repeats the answer to the last one.
-
-        Args:
-            name: of the worker.
-            base: the version it says it holds.
-            frame: its SAID.
-            now: seconds.
+        """Applies one update, or repeats the answer to the last one; see `updates`.
 
         Raises:
             Refused: nothing has changed.
         """
-        member = self.state.members.get(name)
-        if member is None or not member.live:
-            raise Refused(Why.ORDER, f"worker {name!r} has not joined")
-        self.heard[name] = now
-        s = self.state
-        sequence, check = judge(frame, base, member, name, self.run, s.version)
-        if sequence < member.sequence:
-            return Taken(self._reply(member, sequence, base), None, 0)
-        staleness = s.applied - self._stamp_of(member, base)
-        divisor = self._divisor(member, staleness)
-        index, step = self._read(member, divisor, frame)
-        record = _UPDATE.pack(UPDATE, member.number, sequence, staleness, divisor) + frame
-        self._apply(member, check, staleness, index, step, divisor, frame)
-        return Taken(self._reply(member, sequence, base), record, staleness)
+        (answer,) = self.updates([Said(name, base, frame, now)])
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    def updates(self, batch: Sequence[Said]) -> list[Taken | Refused]:
+        """Applies updates in their order, and answers each; a refused one changes nothing.
+
+        The bits, answers and records are those of one after the other.
+        """
+        answers: list[Taken | Refused] = []
+        for first in range(0, len(batch), self._steps.most):
+            part = batch[first : first + self._steps.most]
+            self._steps.read([said.frame for said in part])
+            for row, said in enumerate(part):
+                try:
+                    answers.append(self._answer(said, row))
+                except Refused as refused:
+                    answers.append(refused)
+            self._land()
+        return answers
 
     def replay(self, record: bytes) -> None:
         """Applies a record of the journal again, as it was applied then."""
@@ -173,15 +172,48 @@ class Core:
             _, number, weight = _JOIN.unpack_from(record)
             self._join(record[_JOIN.size :].decode(), number, weight)
         elif record[0] == LEAVE:
-            self.leave(self._names[struct.unpack_from("<BH", record)[1]])
+            self.leave(self._names[_LEAVE.unpack_from(record)[1]])
         else:
             _, number, sequence, staleness, divisor = _UPDATE.unpack_from(record)
             member = self.state.members[self._names[number]]
             frame = record[_UPDATE.size :]
             if sequence == member.sequence:
-                index, step = self._read(member, divisor, frame)
-                self._apply(member, zlib.crc32(frame), staleness, index, step, divisor, frame)
+                self._steps.read([frame])
+                self._take(member, frame, zlib.crc32(frame), staleness, divisor, 0)
+                self._land()
                 member.stamp = self._stamp()
+
+    def _answer(self, said: Said, row: int) -> Taken:
+        s, frame = self.state, said.frame
+        member = s.members.get(said.name)
+        if member is None or not member.live:
+            raise Refused(Why.ORDER, f"worker {said.name!r} has not joined")
+        self.heard[said.name] = said.now
+        check = self._awaited(said, member)
+        if check is None:
+            row = ALONE
+            sequence, check = judge(frame, said.base, member, said.name, self.run, s.version)
+            if sequence < member.sequence:
+                return Taken(self._reply(member, sequence, said.base), None, 0)
+        sequence, staleness = member.sequence, s.applied - self._stamp_of(member, said.base)
+        divisor = self._divisor(member, staleness)
+        self._take(member, frame, check, staleness, divisor, row)
+        head = _UPDATE.pack(UPDATE, member.number, sequence, staleness, divisor)
+        join = kernels.active().join_crc
+        record = Record(join(zlib.crc32(head), check, len(frame)), (head, frame))
+        return Taken(self._reply(member, sequence, said.base), record, staleness)
+
+    def _awaited(self, said: Said, member: Member) -> int | None:
+        """Returns the CRC-32 of a whole frame that is the member's next, or None for any other."""
+        n, start = len(said.frame) - HEADER, said.frame[:HEADER]
+        at = Address(self.run, member.sequence, member.number)
+        head = checked_head(Kind.SAID, at, max(0, n))
+        if start[:CHECKED] != head or said.base > self.state.version:
+            return None
+        join = kernels.active().join_crc
+        if join(zlib.crc32(head), said.check, n).to_bytes(4, "little") != start[CHECKED:]:
+            return None
+        return join(zlib.crc32(start), said.check, n)
 
     def _join(self, name: str, number: int, weight: float) -> None:
         known = self.state.members.get(name)
@@ -200,35 +232,31 @@ class Core:
         divisor = self.exchange.counting.divisor(member.weight, self._live, total)
         return divisor / factor if factor else inf
 
-    def _read(self, member: Member, divisor: float, frame: bytes) -> tuple[Tensor | None, Tensor]:
-        where = Address(self.run, member.sequence, member.number)
-        index, step, size = read_step(frame, where, divisor, self._here)
-        # No entry is above the reach, so while that is finite no sum of two can overflow: a look
-        # at the entries themselves would cost more than the step.
-        if self._reach + size > HIGHEST:
-            self._reach = largest(self._moved)
-        if self._reach + size > HIGHEST:
-            raise infinite(member)
-        self._reach += size
-        return index, step
-
-    def _reply(self, member: Member, sequence: int, base: int) -> bytes:
-        member.stamp = self._stamp()
-        body = reply_body(self.state, self.exchange, base, member.taken)
-        return seal(Kind.ANCHOR, Address(self.run, sequence, HUB), body)
-
-    def _apply(
-        self,
-        member: Member,
-        check: int,
-        staleness: int,
-        index: Tensor | None,
-        step: Tensor,
-        divisor: float,
-        frame: bytes,
+    def _take(
+        self, member: Member, frame: bytes, check: int, staleness: int, divisor: float, row: int
     ) -> None:
+        """Applies what a member's next frame says; raises a Refused before anything has changed.
+
+        Args:
+            member: who sent it.
+            frame: its SAID.
+            check: CRC-32 of it.
+            staleness: of the update.
+            divisor: what it is divided by; infinite where it is refused as too stale.
+            row: of the steps that were read together, or `ALONE`.
+        """
         s, taken = self.state, divisor < inf
-        news = self._step(member, index, step) if taken else None
+        size = None if row == ALONE else self._steps.size(row)
+        if size is None:
+            where = Address(self.run, member.sequence, member.number)
+            index, step, size = read_step(frame, where, divisor, self._here)
+            self._check_reach(member, size)
+            news = self._step(member, index, step) if taken else None
+        else:
+            self._check_reach(member, divided(size, divisor))
+            news = None
+            if taken:
+                self._steps.wait(row, divisor)
         member.sequence, member.check, member.taken = member.sequence + 1, check, taken
         s.histogram[bucket(staleness)] += 1
         if not taken:
@@ -236,19 +264,53 @@ class Core:
             return
         member.applied += 1
         s.applied += 1
-        if s.owed is None:
-            assert s.touched is not None
+        if s.touched is not None:
             s.version += 1
-            s.touched[slice(None) if news is None else news] = s.version
-            s.ring.push(s.applied, ENTRY.pack(divisor, len(frame)) + frame)
+            if not self._steps.waiting:
+                s.touched[slice(None) if news is None else news] = s.version
+            head, join = ENTRY.pack(divisor, len(frame)), kernels.active().join_crc
+            s.ring.push(s.applied, head + frame, join(zlib.crc32(head), check, len(frame)))
             return
         s.unsaid += 1
+        assert s.owed is not None
         assert isinstance(self.exchange.downlink, Stream)
         if s.unsaid >= (self.exchange.downlink.every or self._live):
             self._say(s.owed, self.exchange.downlink.compressor)
 
+    def _check_reach(self, member: Member, size: float) -> None:
+        # No entry is above the reach, so while that is finite no sum of two can overflow: a look
+        # at the entries themselves would cost more than the step.
+        if self._reach + size > HIGHEST:
+            self._land()
+            self._reach = largest(self._moved)
+        if self._reach + size > HIGHEST:
+            raise infinite(member)
+        self._reach += size
+
+    def _land(self) -> None:
+        """Applies what waits, before anybody looks at the model."""
+        self._steps.land(self._moved, self.state.touched, self.state.version)
+
+    def _reply(self, member: Member, sequence: int, base: int) -> tuple[bytes, ...]:
+        member.stamp = self._stamp()
+        s, at = self.state, Address(self.run, sequence, HUB)
+        stretch, least = said_since(s, self.exchange, base)
+        head = Head(base, s.version, member.taken, Form.WHOLE)
+        values = b""
+        if not least:
+            self._land()
+            values = values_body(s, head)
+            if stretch is None or len(values) < HEAD + stretch.size:
+                return (seal(Kind.ANCHOR, at, values),)
+        assert stretch is not None
+        form = Form.STREAM if s.touched is None else Form.UPDATES
+        start = replace(head, form=form).pack()
+        header = header_before(Kind.ANCHOR, at, start, stretch.size, stretch.check)
+        return header + start, *stretch.entries
+
     def _step(self, member: Member, index: Tensor | None, step: Tensor) -> Tensor | None:
         """Moves the model; returns which entries may have changed, None for all."""
+        self._land()
         if is_plain(self.exchange.outer):
             subtract(self._moved, index, step)
             return index
@@ -263,6 +325,7 @@ class Core:
         return news
 
     def _say(self, owed: Tensor, C: Compressor) -> None:
+        self._land()
         s = self.state
         payload = C.compress(owed, stream_key(self.seed, s.version), self.spans)
         body = pack(payload, C)

@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from thinwire.errors import ConfigError
 from thinwire.files import sync_folder, whole, written
@@ -21,6 +22,32 @@ from thinwire.files import sync_folder, whole, written
 MAGIC = b"twhub\x00\x00\x01"
 HEAD = struct.Struct("<II")
 MOST = 1 << 31
+
+
+class Record(NamedTuple):
+    """What the journal holds of one event.
+
+    Args:
+        check: CRC-32 of the content.
+        parts: the content, in pieces.
+    """
+
+    check: int
+    parts: tuple[bytes, ...]
+
+    @staticmethod
+    def of(content: bytes) -> Record:
+        """Returns the record of this content."""
+        return Record(zlib.crc32(content), (content,))
+
+    @property
+    def content(self) -> bytes:
+        """What a restart reads back."""
+        return b"".join(self.parts)
+
+    def framed(self) -> tuple[bytes, ...]:
+        """Returns the content behind its length and its CRC-32."""
+        return HEAD.pack(sum(len(part) for part in self.parts), self.check), *self.parts
 
 
 class Journal:
@@ -70,7 +97,9 @@ class Journal:
         self.close_file()
         path = self._journal(generation)
         fresh = not path.exists() or path.stat().st_size < len(MAGIC)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Each write returns when the disk has it, which is one call, where a sync would be another.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC
+        self._file = os.open(path, flags, 0o600)
         if fresh:
             os.ftruncate(self._file, 0)
             os.write(self._file, MAGIC)
@@ -78,24 +107,13 @@ class Journal:
             sync_folder(self.folder)
         self.generation, self.size = generation, os.fstat(self._file).st_size
 
-    def append(self, records: Sequence[bytes]) -> None:
+    def append(self, records: Sequence[Record]) -> None:
         """Writes the records and returns when the disk has them."""
-        self.write(records)
-        self.sync()
-
-    def write(self, records: Sequence[bytes]) -> None:
-        """Hands the records to the operating system; only `sync` makes them safe."""
         assert self._file is not None
-        parts = [part for record in records for part in (head_of(record), record)]
-        data = memoryview(b"".join(parts))
+        data = memoryview(b"".join(part for record in records for part in record.framed()))
         self.size += len(data)
         while data:
             data = data[os.write(self._file, data) :]
-
-    def sync(self) -> None:
-        """Returns when the disk has what was written."""
-        assert self._file is not None
-        os.fdatasync(self._file)
 
     def snapshot(self, generation: int, parts: Iterable[bytes | memoryview]) -> None:
         """Writes the state before that generation's first record, whole or not at all."""
@@ -141,11 +159,6 @@ class Journal:
 
     def _journal(self, number: int) -> Path:
         return self.folder / f"journal-{number:016d}.twj"
-
-
-def head_of(record: bytes) -> bytes:
-    """Returns what stands before a record: its length and its CRC-32."""
-    return HEAD.pack(len(record), zlib.crc32(record))
 
 
 def record_at(data: memoryview, at: int) -> memoryview | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from thinwire.exchange.anchors import Form, Head, encode_values
+from thinwire.exchange.anchors import HEAD, Form, Head, encode_values
 from thinwire.exchange.hub import Hub, is_plain
 from thinwire.exchange.hub_rules import Exact
-from thinwire.hub.state import HubState
+from thinwire.hub.state import HubState, Stretch
 from thinwire.wire.body import as_bytes
 
 
@@ -16,31 +14,31 @@ def whole_body(s: HubState) -> bytes:
     return Head(s.version, s.version, True, Form.WHOLE).pack() + as_bytes(s.anchor)
 
 
-def reply_body(s: HubState, exchange: Hub, base: int, taken: bool) -> bytes:
-    """Returns the ANCHOR body for a worker that holds version `base`.
+def said_since(s: HubState, exchange: Hub, base: int) -> tuple[Stretch | None, bool]:
+    """Returns what was said since a version, if it can be said again, and whether that is least.
 
     Args:
         s: the hub's state.
         exchange: the rules.
         base: a version the hub was at.
-        taken: whether the worker's own update was applied.
     """
     whole = 4 * len(s.anchor)
-    head = Head(base, s.version, taken, Form.WHOLE)
     exact = isinstance(exchange.downlink, Exact)
-    entries = s.ring.since(base, whole)
-    if entries is None or (exact and not is_plain(exchange.outer)):
-        return _values(s, base, head)
-    form = Form.UPDATES if exact else Form.STREAM
-    body = b"".join((replace(head, form=form).pack(), *entries))
+    stretch = s.ring.since(base, whole)
+    if stretch is None or (exact and not is_plain(exchange.outer)):
+        return None, False
     # A few messages are shorter than any other way to say them; many need not be.
-    if not exact or 8 * len(body) < whole:
-        return body
-    return min(body, _values(s, base, head), key=len)
+    return stretch, not exact or 8 * (HEAD + stretch.size) < whole
 
 
-def _values(s: HubState, base: int, head: Head) -> bytes:
+def values_body(s: HubState, head: Head) -> bytes:
+    """Returns the ANCHOR body that says the entries that changed, or all.
+
+    Args:
+        s: the hub's state.
+        head: of a reply whose form is decided here.
+    """
     if s.touched is None:
         return head.pack() + as_bytes(s.anchor)
-    touched = (s.touched > base).nonzero().view(-1)
+    touched = (s.touched > head.since).nonzero().view(-1)
     return encode_values(s.anchor, touched, head)

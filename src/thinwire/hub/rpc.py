@@ -34,7 +34,19 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def pieces(frame: Bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yields (data, whether it is the last) of a frame."""
-    for at in range(0, len(frame), PIECE_BYTES):
-        yield bytes(frame[at : at + PIECE_BYTES]), at + PIECE_BYTES >= len(frame)
+def pieces(*parts: Bytes) -> Iterator[tuple[bytes, bool]]:
+    """Yields (data, whether it is the last) of a frame that is given in parts."""
+    left, held, room = sum(len(part) for part in parts), [], PIECE_BYTES
+    for part in parts:
+        view = memoryview(part)
+        while len(view) >= room:
+            held.append(view[:room])
+            view = view[room:]
+            left -= PIECE_BYTES
+            yield b"".join(held), left <= 0
+            held, room = [], PIECE_BYTES
+        if view:
+            held.append(view)
+            room -= len(view)
+    if held:
+        yield b"".join(held), True

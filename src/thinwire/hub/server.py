@@ -24,12 +24,13 @@ from thinwire.hub import rpc
 from thinwire.hub.commits import Commits
 from thinwire.hub.core import Core
 from thinwire.hub.entry import Entry
-from thinwire.hub.journal import Journal
+from thinwire.hub.journal import Journal, Record
 from thinwire.hub.meter import prometheus
 from thinwire.hub.service import LOG, Service
 from thinwire.hub.settings import Description, HubSettings, spans_of
 from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
 from thinwire.hub.state import first_state
+from thinwire.hub.turns import Turns
 from thinwire.keys import Key
 from thinwire.parameters import described
 from thinwire.value import in_range, whole
@@ -152,8 +153,9 @@ class HubServer:
         key = Key(self.settings.seed)
         here = Here(0, 0, 0, key, self.settings.compressor, self.spans, core.run)
         self.commits = Commits(self.journal, limits.linger, self._fail)
+        self.turns = Turns(core, self.commits)
         self.service = Service(
-            core, self.commits, self.entry, self.description, said_bound(here), limits.rate
+            self.turns, self.entry, self.description, said_bound(here), limits.rate
         )
         # The journal's thread must get the interpreter's lock back quickly after each sync.
         sys.setswitchinterval(SWITCH)
@@ -194,7 +196,7 @@ class HubServer:
         if self._snapshot is not None:
             await self._snapshot
         if self.failure is None:
-            await self.commits.close()
+            await self.turns.close()
             parts = encode(self.core.state, self._as_json(self.core.run))
             generation = self.journal.generation + 1
             self.journal.begin(generation)
@@ -219,10 +221,8 @@ class HubServer:
         said = time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, self.limits.timeout / 4))
-            for name in self.core.tick(time.monotonic()):
+            for name in await self.turns.do(lambda: self._lost(time.monotonic())):
                 LOG.info("worker %r was silent for %g s: lost", name, self.limits.timeout)
-                if (record := self.core.leave(name)) is not None:
-                    self.commits.add(record)
             if self.journal.size > self.limits.snapshot and self._snapshot is None:
                 self._snapshot = asyncio.create_task(self._take_snapshot())
             if time.monotonic() - said >= 60.0:
@@ -232,11 +232,14 @@ class HubServer:
                     self.core.live, state.applied, state.version, state.histogram,
                 )  # fmt: skip
 
+    def _lost(self, now: float) -> tuple[list[str], list[Record]]:
+        names = self.core.tick(now)
+        return names, [record for name in names for record in self.core.left(name)[1]]
+
     async def _take_snapshot(self) -> None:
         generation = self.journal.generation + 1
-        parts = encode(self.core.state, self._as_json(self.core.run))
-        self.commits.add(generation)
-        await self.commits.durable()
+        about = self._as_json(self.core.run)
+        parts = await self.turns.do(lambda: (encode(self.core.state, about), [generation]))
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(None, self.journal.snapshot, generation, parts)
@@ -252,7 +255,8 @@ class HubServer:
             try:
                 line = await asyncio.wait_for(reader.readline(), 5.0)
                 known = line.split()[:2] in ([b"GET", b"/metrics"], [b"GET", b"/"])
-                body = prometheus(self.service.figures()).encode() if known else b"see /metrics\n"
+                figures = await self.service.figures()
+                body = prometheus(figures).encode() if known else b"see /metrics\n"
                 status = b"200 OK" if known else b"404 Not Found"
                 head = b"HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4\r\n" % status
                 writer.write(head + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body))

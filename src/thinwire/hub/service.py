@@ -6,14 +6,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
 
 from thinwire.hub import rpc
-from thinwire.hub.commits import Commits
-from thinwire.hub.core import Core
 from thinwire.hub.entry import Entry
 from thinwire.hub.handlers import Methods, lenient
 from thinwire.hub.hub_pb2 import (
@@ -27,9 +25,12 @@ from thinwire.hub.hub_pb2 import (
     Up,
     Welcome,
 )
+from thinwire.hub.journal import Record
 from thinwire.hub.meter import Meter
 from thinwire.hub.refused import Refused, Why
+from thinwire.hub.said import Said
 from thinwire.hub.settings import Description, difference, read_description
+from thinwire.hub.turns import Turns
 from thinwire.version import __version__
 
 LOG = logging.getLogger("thinwire.hub")
@@ -45,8 +46,7 @@ class Service:
     """Answers streams over one core.
 
     Args:
-        core: the state machine.
-        commits: the way to the disk.
+        turns: of the core.
         entry: who may enter.
         description: the hub's settings and tensors.
         bound: the most bytes of an update's frame.
@@ -55,14 +55,13 @@ class Service:
 
     def __init__(
         self,
-        core: Core,
-        commits: Commits,
+        turns: Turns,
         entry: Entry,
         description: Description,
         bound: int,
         rate: float | None,
     ) -> None:
-        self.core, self.commits, self.entry = core, commits, entry
+        self.turns, self.core, self.entry = turns, turns.core, entry
         self.description, self.bound, self.rate = description, bound, rate
         self.meter = Meter(time.monotonic())
         self.closing = asyncio.Event()
@@ -94,16 +93,19 @@ class Service:
 
     async def status(self, request: StatusRequest, context: Context) -> StatusReply:
         """Tells how the hub is."""
-        return StatusReply(status=json.dumps(self.figures()))
+        return StatusReply(status=json.dumps(await self.figures()))
 
-    def figures(self) -> dict[str, Any]:
+    async def figures(self) -> dict[str, Any]:
         """Returns everything that is shown of this hub, as plain data."""
-        core = self.core
+        return await self.turns.do(lambda: (self._figures(), ()))
+
+    def _figures(self) -> dict[str, Any]:
+        core, commits = self.core, self.turns.commits
         return {
             "thinwire": __version__,
             **self.meter.status(core.state, time.monotonic(), core.run, core.spans.d),
-            "commits": self.commits.batches,
-            "committed": self.commits.records,
+            "commits": commits.batches,
+            "committed": commits.records,
             "closing": self.closing.is_set(),
         }
 
@@ -148,20 +150,23 @@ class Service:
             raise Refused(
                 Why.RUN, f"worker {name!r} is of another run than this hub's; join it anew"
             )
-        member, record = core.join(name, hello.weight, time.monotonic())
-        if record is not None:
-            self.commits.add(record)
-            LOG.info("worker %r is here, number %d", name, member.number)
-        model = core.whole(member.number) if joins else b""
-        sequence = member.sequence
+
+        def enter() -> tuple[tuple[int, int, bytes, bool], list[Record]]:
+            member, record = core.join(name, hello.weight, time.monotonic())
+            model = core.whole(member.number) if joins else b""
+            told = member.number, member.sequence, model, record is not None
+            return told, [record] if record else []
+
         # What is told here must not be undone by a crash.
-        await self.commits.durable()
+        number, sequence, model, news = await self.turns.do(enter)
+        if news:
+            LOG.info("worker %r is here, number %d", name, number)
         beat = core.timeout / 4
-        welcome = Welcome(number=member.number, sequence=sequence, run=core.run, beat=beat)
+        welcome = Welcome(number=number, sequence=sequence, run=core.run, beat=beat)
         await context.write(Down(welcome=welcome))
         if joins:
             self.meter.joined(name, len(model))
-            await send(model, context)
+            await send((model,), context)
         return name
 
     def _compare(self, hello: Hello) -> None:
@@ -185,10 +190,8 @@ class Service:
             if said == "beat":
                 continue
             if said == "leave":
-                if (record := self.core.leave(name)) is not None:
-                    self.commits.add(record)
+                if await self.turns.do(lambda: self.core.left(name)):
                     LOG.info("worker %r leaves", name)
-                await self.commits.durable()
                 return
             if said != "piece":
                 raise Refused(Why.ORDER, f"worker {name!r} says something that does not come now")
@@ -231,13 +234,10 @@ class Service:
     async def _update(
         self, name: str, base: int, frame: bytes, now: float, context: Context
     ) -> None:
-        taken = self.core.update(name, base, frame, now)
-        if taken.record is None:
-            self.meter.repeated += 1
-        else:
-            self.commits.add(taken.record)
-        await self.commits.durable()
-        self.meter.answered(name, len(frame), len(taken.reply), taken.staleness, now)
+        taken = await self.turns.update(Said(name, base, frame, now))
+        self.meter.repeated += taken.record is None
+        size = sum(len(part) for part in taken.reply)
+        self.meter.answered(name, len(frame), size, taken.staleness, now)
         await send(taken.reply, context)
 
     def close_streams(self) -> None:
@@ -271,9 +271,9 @@ class Service:
         return guarded
 
 
-async def send(frame: bytes, context: Context) -> None:
-    """Writes a frame in pieces."""
-    for data, last in rpc.pieces(frame):
+async def send(parts: Sequence[bytes], context: Context) -> None:
+    """Writes a frame, given in parts, in pieces."""
+    for data, last in rpc.pieces(*parts):
         await context.write(Down(piece=Piece(data=data, last=last)))
 
 

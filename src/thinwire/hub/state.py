@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from thinwire import host
+from thinwire import host, kernels
 from thinwire.exchange.hub import Hub
 from thinwire.exchange.hub_rules import Exact
 from thinwire.outer import OuterState
@@ -42,6 +43,21 @@ class Member:
     live: bool = True
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """What the ring holds from one version to the last.
+
+    Args:
+        entries: in their order.
+        size: their bytes.
+        check: CRC-32 of them, end to end.
+    """
+
+    entries: list[bytes]
+    size: int
+    check: int
+
+
 class Ring:
     """The last entries of a row of versions, within a bound of bytes.
 
@@ -51,34 +67,49 @@ class Ring:
     """
 
     def __init__(self, bound: int, last: int = 0) -> None:
-        self.bound, self.last, self.size = bound, last, 0
+        self.bound, self.last = bound, last
         self.entries: deque[tuple[int, bytes]] = deque()
+        # Before each entry, and after the last: the bytes pushed so far, and their CRC-32.
+        self._marks = deque([(0, 0)])
 
     @property
     def first(self) -> int:
         """The least version that an entry starts from."""
         return self.last - len(self.entries)
 
-    def push(self, stamp: int, entry: bytes) -> None:
-        """Adds the entry that leads from `last` to `last + 1`; drops the oldest above the bound."""
+    @property
+    def size(self) -> int:
+        """Bytes of the entries."""
+        return self._marks[-1][0] - self._marks[0][0]
+
+    def push(self, stamp: int, entry: bytes, check: int | None = None) -> None:
+        """Adds the entry that leads from `last` to `last + 1`; drops the oldest above the bound.
+
+        Args:
+            stamp: updates applied to the model that it leads to.
+            entry: its bytes.
+            check: their CRC-32, where it is known.
+        """
+        n, check = len(entry), zlib.crc32(entry) if check is None else check
+        size, before = self._marks[-1]
+        self._marks.append((size + n, kernels.active().join_crc(before, check, n)))
         self.entries.append((stamp, entry))
-        self.size += len(entry)
         self.last += 1
         while self.size > self.bound:
-            self.size -= len(self.entries.popleft()[1])
+            self.entries.popleft()
+            self._marks.popleft()
 
-    def since(self, version: int, most: int) -> list[bytes] | None:
-        """Returns the entries from `version` on; None where gone, or above `most` bytes."""
+    def since(self, version: int, most: int) -> Stretch | None:
+        """Returns what leads from `version` to the last; None where gone, or above `most` bytes."""
         if not self.first <= version <= self.last:
             return None
-        entries, size = [], 0
-        for at in range(len(self.entries) - 1, version - self.first - 1, -1):
-            entry = self.entries[at][1]
-            size += len(entry)
-            if size > most:
-                return None
-            entries.append(entry)
-        return entries[::-1]
+        many = self.last - version
+        (before, first), (size, both) = self._marks[-1 - many], self._marks[-1]
+        if size - before > most:
+            return None
+        entries = [self.entries[at][1] for at in range(-many, 0)]
+        check = kernels.active().join_crc(first, both, size - before)
+        return Stretch(entries, size - before, check)
 
     def stamp(self, version: int) -> int | None:
         """Returns the stamp of the entry that led to `version`, or None where it is gone."""

@@ -73,9 +73,7 @@ class Kernels:
         tuple[Tensor, Tensor, Tensor, Tensor],
     ]
     decode_bodies: Callable[[Tensor, int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    subtract_bodies: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, int], None
-    ]
+    subtract_bodies: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, int], None]
     join_crc: Callable[[int, int, int], int]
 
 

@@ -136,7 +136,9 @@ def _call_each() -> None:
     accumulate(host.zeros(3), index, v[:2], 1.0)
     accumulate_codes(host.zeros(3), None, codes, 4, starts, low, step, 1.0)
     accumulate_codes(host.zeros(3), host.ints([0, 1, 2]), codes, 4, starts, low, step, 1.0)
-    _, many, _, packed = read_bodies(places, host.ints([len(places)]), counts, starts, starts, 0, 1, 1)
+    _, many, _, packed = read_bodies(
+        places, host.ints([len(places)]), counts, starts, starts, 0, 1, 1
+    )
     values, _ = decode_bodies(packed, 1, host.ints([0, 2]), low.view(1, 1), step.view(1, 1))
     rows, one = host.ints([0]), host.floats([1.0])
     for touched in (None, rows.repeat(3)):

@@ -116,8 +116,8 @@ def read_rice(
     p = np.int64(before)
     mask = (_U64(1) << _U64(b)) - _U64(1)
     most = length >> b
-    m, p, at = _read_short(words, at, end, length, b, p, out)
-    for m in range(m, out.size):
+    done, p, at = _read_short(words, at, end, length, b, p, out)
+    for m in range(done, out.size):
         word = peek(words, at)
         ones = np.int64(trailing_zeros(~word))
         held = ones

@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
+from thinwire import kernels
 from thinwire.errors import ConfigError, FrameError
 from thinwire.host import Bytes
 from thinwire.memory import large
@@ -18,7 +19,8 @@ MAGIC = b"tw"
 VERSION = 3
 HEADER = 26
 _LAYOUT = struct.Struct("<2sBBIIHHIHI")
-_CHECKED = HEADER - 4
+CHECKED = HEADER - 4
+"""Bytes of the header that its checksum covers, with the body."""
 MAX_BODY = (1 << 48) - 1
 LARGE = 1 << 20
 """Bytes from which on fresh memory costs more than what is written there."""
@@ -106,18 +108,37 @@ def laid_out(kind: Kind, address: Address, *body: Bytes) -> Bytes:
 
 
 def _header(kind: Kind, address: Address, body: tuple[Bytes, ...]) -> bytes:
-    n = sum(len(piece) for piece in body)
-    if n > MAX_BODY:
-        raise ConfigError(f"a frame's body holds at most {MAX_BODY} bytes; this one {n}")
-    a = address
-    head = _LAYOUT.pack(
-        MAGIC, VERSION, kind, a.run, a.round & 0xFFFFFFFF, a.rank, a.part,
-        n & 0xFFFFFFFF, n >> 32, 0,
-    )[:_CHECKED]  # fmt: skip
+    head = checked_head(kind, address, sum(len(piece) for piece in body))
     checksum = zlib.crc32(head)
     for piece in body:
         checksum = zlib.crc32(piece, checksum)
     return head + checksum.to_bytes(4, "little")
+
+
+def checked_head(kind: Kind, address: Address, n: int) -> bytes:
+    """Returns the 22 bytes before the checksum of a frame whose body has n bytes."""
+    if n > MAX_BODY:
+        raise ConfigError(f"a frame's body holds at most {MAX_BODY} bytes; this one {n}")
+    a = address
+    return _LAYOUT.pack(
+        MAGIC, VERSION, kind, a.run, a.round & 0xFFFFFFFF, a.rank, a.part,
+        n & 0xFFFFFFFF, n >> 32, 0,
+    )[:CHECKED]  # fmt: skip
+
+
+def header_before(kind: Kind, address: Address, start: bytes, rest: int, check: int) -> bytes:
+    """Returns the header of a frame whose body is `start`, then bytes that are known by their sum.
+
+    Args:
+        kind: what the body is.
+        address: whose it is.
+        start: of the body.
+        rest: how many bytes follow it.
+        check: their CRC-32.
+    """
+    head = checked_head(kind, address, len(start) + rest)
+    before = zlib.crc32(start, zlib.crc32(head))
+    return head + kernels.active().join_crc(before, check, rest).to_bytes(4, "little")
 
 
 def length(header: Bytes) -> int:
@@ -175,7 +196,7 @@ def unseal(frame: Bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryvi
             "Install the same version on every rank"
         )
     view = memoryview(frame)
-    if zlib.crc32(view[HEADER:], zlib.crc32(view[:_CHECKED])) != checksum:
+    if zlib.crc32(view[HEADER:], zlib.crc32(view[:CHECKED])) != checksum:
         raise FrameError(f"{where}: the checksum does not match; the bytes were altered on the way")
     if run != address.run:
         raise FrameError(f"{where}: it belongs to run {run:#010x}, this run is {address.run:#010x}")

@@ -1,0 +1,106 @@
+"""Updates that came together: decoded in one go, applied in one go, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinwire import host, kernels
+from thinwire.compress import Codes, Compressor
+from thinwire.flat import Spans
+from thinwire.wire.frame import HEADER
+
+_ROOM = 1 << 22
+"""Entries that are decoded in one go."""
+_LARGEST = 1 << 31
+
+
+class Steps:
+    """Decodes frames of one operator, if it is one whose bodies are read together.
+
+    Those name the entries that they say, each by a code of fixed width. Frames of other operators
+    are left to be read one by one, and so is any that is not as it should be.
+
+    Args:
+        compressor: of the frames.
+        spans: the tensors.
+        plain: whether the hub's step is x - said / divisor.
+    """
+
+    def __init__(self, compressor: Compressor, spans: Spans, plain: bool) -> None:
+        self._at, self._quantizer = compressor.layout(spans), compressor.quantizer
+        self._covers = plain and self._has_steps(compressor) and spans.d < _LARGEST
+        self.most = max(1, _ROOM // max(1, self._at.kept))
+        self._tops: list[float] = []
+        self._rows: list[int] = []
+        self._divisors: list[float] = []
+
+    def _has_steps(self, C: Compressor) -> bool:
+        at, q = self._at, self._quantizer
+        if not (C.sparsifier.says_index and q.scales and q.coding == "fixed"):
+            return False
+        none = Codes(host.empty(0, torch.uint8), 0, q.width, torch.ones(at.n_blocks, q.scales))
+        return q.steps(none, at) is not None
+
+    @property
+    def waiting(self) -> int:
+        """Updates that are still to be applied."""
+        return len(self._rows)
+
+    def read(self, frames: Sequence[bytes]) -> None:
+        """Decodes the bodies of at most `most` frames; nothing may be waiting.
+
+        Of a frame's header nothing is looked at.
+        """
+        self._tops = [np.nan] * len(frames)
+        if not self._covers:
+            return
+        at, q, table, F = self._at, self._quantizer, kernels.active(), len(frames)
+        bodies = [memoryview(frame)[HEADER:] for frame in frames]
+        # Something must be there for torch to look at.
+        data = torch.frombuffer(bytearray().join((*bodies, b"\0")), dtype=torch.uint8)[:-1]
+        ends = torch.from_numpy(np.cumsum([len(body) for body in bodies]))
+        cut = at.counts, at.groups, at.domains
+        scales = q.scales * at.n_blocks
+        fine, self._index, said, packed = table.read_bodies(
+            data, ends, *cut, scales, q.width, q.top
+        )
+        # What is not fine has scales of any kind.
+        said = torch.where(fine[:, None], said, 0.0).view(-1, q.scales)
+        steps = q.steps(Codes(packed, at.kept, q.width, said), at)
+        assert steps is not None
+        lows, widths = steps.lows.view(F, -1), steps.steps.view(F, -1)
+        self._values, tops = table.decode_bodies(packed, q.width, at.blocks, lows, widths)
+        self._tops = torch.where(fine, tops, torch.nan).tolist()
+
+    def size(self, row: int) -> float | None:
+        """Returns the largest magnitude that a frame says; None where it must be read alone."""
+        top = self._tops[row]
+        return top if np.isfinite(top) else None
+
+    def wait(self, row: int, divisor: float) -> None:
+        """Notes that what this frame says, divided, is to be taken away."""
+        self._rows.append(row)
+        self._divisors.append(divisor)
+
+    def land(self, x: Tensor, touched: Tensor | None, version: int) -> None:
+        """Takes away from x, in place, what waits, in order.
+
+        Args:
+            x: (d,) float32.
+            touched: (d,) int64, is told when an entry last changed; or None.
+            version: that the last of the steps leads to.
+        """
+        if self._rows:
+            rows, divisors = host.ints(self._rows), host.floats(self._divisors)
+            given = self._index, self._values, rows, divisors, touched
+            kernels.active().subtract_bodies(x, *given, version - len(rows) + 1)
+            self._rows, self._divisors = [], []
+
+
+def divided(size: float, divisor: float) -> float:
+    """Returns a magnitude divided as the step is: in float32."""
+    return float(np.float32(size) / np.float32(divisor))

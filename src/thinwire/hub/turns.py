@@ -1,0 +1,110 @@
+"""The core's turns: one thread does what it is asked in order, while the loop serves streams.
+
+What comes while the thread is at work waits, and is the next turn: updates in a row are applied
+together. An answer is had when the disk has what it tells of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from thinwire.hub.commits import Commits, Item
+from thinwire.hub.core import Core
+from thinwire.hub.said import Said, Taken
+
+T = TypeVar("T")
+Call = Callable[[], tuple[T, Sequence[Item]]]
+"""Returns its answer, and what the journal must hold before that is told."""
+Ask = Said | Call[Any]
+
+
+class Turns:
+    """All that is asked of one core; nobody else may touch it meanwhile.
+
+    Args:
+        core: the state machine.
+        commits: the way to the disk.
+    """
+
+    def __init__(self, core: Core, commits: Commits) -> None:
+        self.core, self.commits = core, commits
+        self._thread = ThreadPoolExecutor(1, "thinwire-core")
+        self._waiting: list[tuple[Ask, asyncio.Future[Any]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def update(self, said: Said) -> Taken:
+        """Returns what became of an update.
+
+        Raises:
+            Refused: it has changed nothing.
+        """
+        taken: Taken = await self._asked(said)
+        return taken
+
+    async def do(self, call: Call[T]) -> T:
+        """Returns the answer of a call in its turn."""
+        answer: T = await self._asked(call)
+        return answer
+
+    async def close(self) -> None:
+        """Returns when all that was asked is done and on the disk; takes nothing after it."""
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()
+        await self.commits.close()
+
+    def _asked(self, ask: Ask) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
+        self._waiting.append((ask, answer))
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._run())
+        return answer
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            turn, self._waiting = self._waiting, []
+            asks = [ask for ask, _ in turn]
+            answers, items = await loop.run_in_executor(self._thread, self._work, asks)
+            futures = [future for _, future in turn]
+            self.commits.add(items).add_done_callback(partial(_tell, futures, answers))
+
+    def _work(self, asks: list[Ask]) -> tuple[list[Any], list[Item]]:
+        answers: list[Any] = []
+        items: list[Item] = []
+        at = 0
+        while at < len(asks):
+            ask, upto = asks[at], at + 1
+            try:
+                if isinstance(ask, Said):
+                    while upto < len(asks) and isinstance(asks[upto], Said):
+                        upto += 1
+                    taken = self.core.updates(asks[at:upto])  # type: ignore[arg-type]
+                    answers += taken
+                    items += [t.record for t in taken if isinstance(t, Taken) and t.record]
+                else:
+                    answer, more = ask()
+                    answers.append(answer)
+                    items += more
+            except Exception as error:
+                answers += [error] * (upto - at)
+            at = upto
+        return answers, items
+
+
+def _tell(
+    futures: list[asyncio.Future[Any]], answers: list[Any], safe: asyncio.Future[None]
+) -> None:
+    broken = safe.exception()
+    for future, answer in zip(futures, answers, strict=True):
+        if future.done():
+            continue  # Its stream is gone.
+        if broken is not None or isinstance(answer, Exception):
+            future.set_exception(broken or answer)
+        else:
+            future.set_result(answer)
