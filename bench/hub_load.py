@@ -38,6 +38,7 @@ from thinwire.hub.server import HubServer, Limits
 from thinwire.hub.service import send
 from thinwire.hub.settings import HubSettings
 from thinwire.kernels import cpu
+from thinwire.memory import keep_freed
 from thinwire.runs import ran_on
 from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
@@ -89,6 +90,8 @@ def serve_echo(sizes: list[int], says: Connection) -> None:
             return grpc.stream_stream_rpc_method_handler(
                 train, Up.FromString, Down.SerializeToString
             )
+
+    keep_freed()
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -281,6 +284,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/RESULTS-hub_load.md"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed()
     results = measure(chosen)
     about = ran_on(grpcio=grpc.__version__)
     text = "\n".join(
