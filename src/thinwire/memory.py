@@ -7,6 +7,7 @@ touched before takes nothing. The system hands out memory of such sizes anew eac
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -22,6 +23,9 @@ SHELF = 4
 LOANS = 1024
 """A piece that nobody took in so many loans goes back to the system."""
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What glibc's mallopt calls the free memory above which it gives some back, and the size from
+which a piece is one of the system's own."""
 _loans = count()
 _shelf: dict[int, Memory] = {}
 """By the number of loans when a piece came back; no number comes twice."""
@@ -66,3 +70,17 @@ def _taken(size: int) -> Memory:
                 return _shelf.pop(since)
     # NumPy asks for huge pages, which torch does not: 512 times fewer faults on first touch.
     return np.empty(size, np.uint8)
+
+
+def keep_freed() -> bool:
+    """Has the C library keep memory that is freed, for this process; returns whether it does.
+
+    A server frees and asks again for pieces of some 100 kB many times a second. What goes back to
+    the system meanwhile comes back a page fault at a time, which costs more than what is done with
+    it. Only glibc can be told.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, 1 << 28) and mallopt(_MMAP_THRESHOLD, 1 << 25))

@@ -11,7 +11,7 @@ import sys
 import numba
 import torch
 
-from thinwire.kernels import cpu, cpu_entropy_decode, cpu_index_decode
+from thinwire.kernels import cpu, cpu_bodies, cpu_entropy_decode, cpu_index_decode, packed_bytes
 from thinwire.kernels.cpu_codes import get_block
 
 STEEP = (1, 3, 20)
@@ -49,6 +49,27 @@ def index_cases(draw: random.Random) -> None:
         cpu.decode_index(broken, counts, starts, domains)
 
 
+def bodies_cases(draw: random.Random) -> None:
+    starts = torch.tensor([0, draw.choice([9, 700, 70_000])])
+    counts = starts[1:] // draw.choice([2, 5])
+    n, width = int(counts), draw.choice([1, 3])
+    index = cpu.randk(starts, counts, (draw.randrange(1 << 30), 1))
+    said = cpu.encode_index(index, counts, starts), torch.zeros(4 + packed_bytes(n, width))
+    body = torch.cat([part.to(torch.uint8) for part in said])
+    bodies = [body, *neighbours(body, draw)]
+    ends = torch.tensor([len(b) for b in bodies]).cumsum(0)
+    cut = counts, starts, starts
+    fine, many, _, packed = cpu.read_bodies(torch.cat(bodies), ends, *cut, 1, width, 1)
+    assert fine[0]
+    assert torch.equal(many[0].long(), index)
+    rows = fine.nonzero().view(-1)
+    low = torch.ones(len(bodies), 1).double()
+    values, _ = cpu.decode_bodies(packed, width, torch.tensor([0, n]), low, low)
+    x, touched = torch.zeros(int(starts[1])), torch.zeros(int(starts[1]), dtype=torch.int64)
+    many[~fine] = 0
+    cpu.subtract_bodies(x, many, values, rows, torch.ones(len(rows)), touched, 0)
+
+
 def neighbours(data: torch.Tensor, draw: random.Random) -> list[torch.Tensor]:
     """Returns the bytes cut, with bits turned, and noise after the first."""
     out = [data[: draw.randrange(len(data) + 1)] for _ in range(4)]
@@ -70,10 +91,13 @@ def main() -> None:
     for _ in range(150):
         codes_cases(draw)
         index_cases(draw)
+        bodies_cases(draw)
     for kernel in (
         cpu_entropy_decode._decode,
         cpu_entropy_decode._read_table,
-        cpu_index_decode._read,
+        cpu_index_decode.read_index,
+        cpu_bodies._read_bodies,
+        cpu_bodies._subtract_bodies,
     ):
         assert kernel.nopython_signatures
     print("no access out of bounds")

@@ -7,17 +7,13 @@ cannot afford.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 
 from torch import Tensor
 
-from thinwire import host, kernels
 from thinwire.compress import Compressor
-from thinwire.exchange.anchors import HEAD, Form, Head, changed
 from thinwire.exchange.base import Here
 from thinwire.exchange.hub import (
     ENTRY,
@@ -27,30 +23,22 @@ from thinwire.exchange.hub import (
     is_plain,
     largest,
     stream_key,
-    subtract,
 )
 from thinwire.exchange.hub_rules import ByWeight, Stream
 from thinwire.flat import Spans
 from thinwire.hub.journal import Record
-from thinwire.hub.judge import judge, read_step
+from thinwire.hub.judge import awaited, judge, read_step
+from thinwire.hub.records import Joined, Left, Updated, read
 from thinwire.hub.refused import Refused, Why
-from thinwire.hub.replies import said_since, values_body, whole_body
+from thinwire.hub.replies import Replies
 from thinwire.hub.said import Said, Taken
 from thinwire.hub.state import HubState, Member, bucket
-from thinwire.hub.steps import Steps, divided
+from thinwire.hub.steps import ALONE, HIGHEST, Steps, divided, stepped
 from thinwire.keys import Key
 from thinwire.wire.body import pack
-from thinwire.wire.frame import CHECKED, HEADER, Address, Kind, checked_head, header_before, seal
+from thinwire.wire.frame import Address
 
-JOIN, UPDATE, LEAVE = 1, 2, 3
-_JOIN = struct.Struct("<BHd")
-_LEAVE = struct.Struct("<BH")
-_UPDATE = struct.Struct("<BHQQd")
 MOST_MEMBERS = 65535
-ALONE = -1
-"""The row of an update that is read by itself."""
-HIGHEST = 1e38
-"""No entry of a model may come to more; float32 ends at 3.4e38."""
 
 
 @dataclass
@@ -79,11 +67,11 @@ class Core:
     heard: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        key = Key(self.seed)
-        self._here = Here(HUB, 0, 0, key, self.compressor, self.spans, self.run)
+        self._here = Here(HUB, 0, 0, Key(self.seed), self.compressor, self.spans, self.run)
         self._names = {m.number: name for name, m in self.state.members.items()}
         self._live = sum(m.live for m in self.state.members.values())
         self._reach = inf
+        self._replies = Replies(self.run, self.exchange)
         self._steps = Steps(self.compressor, self.spans, is_plain(self.exchange.outer))
 
     @property
@@ -108,9 +96,8 @@ class Core:
             del self.heard[name]
             raise Refused(Why.LIMIT, f"the hub has known {MOST_MEMBERS} workers and takes no more")
         number = len(self.state.members) + 1 if known is None else known.number
-        record = _JOIN.pack(JOIN, number, weight) + name.encode()
         self._join(name, number, weight)
-        return self.state.members[name], Record.of(record)
+        return self.state.members[name], Joined(number, weight, name).record()
 
     def leave(self, name: str) -> Record | None:
         """Marks a worker as gone and returns the record, if it was here."""
@@ -120,12 +107,7 @@ class Core:
             return None
         member.live = False
         self._live -= 1
-        return Record.of(_LEAVE.pack(LEAVE, member.number))
-
-    def left(self, name: str) -> tuple[bool, list[Record]]:
-        """Does as `leave`, and says whether the worker was here, and what the journal must hold."""
-        record = self.leave(name)
-        return record is not None, [] if record is None else [record]
+        return Left(member.number).record()
 
     def tick(self, now: float) -> list[str]:
         """Returns the live workers that have been silent for longer than the timeout."""
@@ -136,7 +118,7 @@ class Core:
     def whole(self, number: int) -> bytes:
         """Returns the ANCHOR frame that says all of the model that workers are told."""
         self.state.members[self._names[number]].stamp = self._stamp()
-        return seal(Kind.ANCHOR, Address(self.run, 0, HUB), whole_body(self.state))
+        return self._replies.whole(self.state)
 
     def update(self, name: str, base: int, frame: bytes, now: float) -> Taken:
         """Applies one update, or repeats the answer to the last one; see `updates`.
@@ -168,20 +150,16 @@ class Core:
 
     def replay(self, record: bytes) -> None:
         """Applies a record of the journal again, as it was applied then."""
-        if record[0] == JOIN:
-            _, number, weight = _JOIN.unpack_from(record)
-            self._join(record[_JOIN.size :].decode(), number, weight)
-        elif record[0] == LEAVE:
-            self.leave(self._names[_LEAVE.unpack_from(record)[1]])
-        else:
-            _, number, sequence, staleness, divisor = _UPDATE.unpack_from(record)
-            member = self.state.members[self._names[number]]
-            frame = record[_UPDATE.size :]
-            if sequence == member.sequence:
-                self._steps.read([frame])
-                self._take(member, frame, zlib.crc32(frame), staleness, divisor, 0)
-                self._land()
-                member.stamp = self._stamp()
+        event = read(record)
+        if isinstance(event, Joined):
+            self._join(event.name, event.number, event.weight)
+        elif isinstance(event, Left):
+            self.leave(self._names[event.number])
+        elif event.sequence == (member := self.state.members[self._names[event.number]]).sequence:
+            self._steps.read([event.frame])
+            self._take(member, event, 0)
+            self._land()
+            member.stamp = self._stamp()
 
     def _answer(self, said: Said, row: int) -> Taken:
         s, frame = self.state, said.frame
@@ -189,7 +167,7 @@ class Core:
         if member is None or not member.live:
             raise Refused(Why.ORDER, f"worker {said.name!r} has not joined")
         self.heard[said.name] = said.now
-        check = self._awaited(said, member)
+        check = awaited(said, member, self.run, s.version)
         if check is None:
             row = ALONE
             sequence, check = judge(frame, said.base, member, said.name, self.run, s.version)
@@ -197,23 +175,9 @@ class Core:
                 return Taken(self._reply(member, sequence, said.base), None, 0)
         sequence, staleness = member.sequence, s.applied - self._stamp_of(member, said.base)
         divisor = self._divisor(member, staleness)
-        self._take(member, frame, check, staleness, divisor, row)
-        head = _UPDATE.pack(UPDATE, member.number, sequence, staleness, divisor)
-        join = kernels.active().join_crc
-        record = Record(join(zlib.crc32(head), check, len(frame)), (head, frame))
-        return Taken(self._reply(member, sequence, said.base), record, staleness)
-
-    def _awaited(self, said: Said, member: Member) -> int | None:
-        """Returns the CRC-32 of a whole frame that is the member's next, or None for any other."""
-        n, start = len(said.frame) - HEADER, said.frame[:HEADER]
-        at = Address(self.run, member.sequence, member.number)
-        head = checked_head(Kind.SAID, at, max(0, n))
-        if start[:CHECKED] != head or said.base > self.state.version:
-            return None
-        join = kernels.active().join_crc
-        if join(zlib.crc32(head), said.check, n).to_bytes(4, "little") != start[CHECKED:]:
-            return None
-        return join(zlib.crc32(start), said.check, n)
+        update = Updated(member.number, sequence, staleness, divisor, frame, check)
+        self._take(member, update, row)
+        return Taken(self._reply(member, sequence, said.base), update.record(), staleness)
 
     def _join(self, name: str, number: int, weight: float) -> None:
         known = self.state.members.get(name)
@@ -232,21 +196,17 @@ class Core:
         divisor = self.exchange.counting.divisor(member.weight, self._live, total)
         return divisor / factor if factor else inf
 
-    def _take(
-        self, member: Member, frame: bytes, check: int, staleness: int, divisor: float, row: int
-    ) -> None:
-        """Applies what a member's next frame says; raises a Refused before anything has changed.
+    def _take(self, member: Member, update: Updated, row: int) -> None:
+        """Applies a member's next update; raises a Refused before anything has changed.
 
         Args:
             member: who sent it.
-            frame: its SAID.
-            check: CRC-32 of it.
-            staleness: of the update.
-            divisor: what it is divided by; infinite where it is refused as too stale.
+            update: what it is.
             row: of the steps that were read together, or `ALONE`.
         """
+        frame, divisor = update.frame, update.divisor
         s, taken = self.state, divisor < inf
-        size = None if row == ALONE else self._steps.size(row)
+        size = self._steps.size(row)
         if size is None:
             where = Address(self.run, member.sequence, member.number)
             index, step, size = read_step(frame, where, divisor, self._here)
@@ -257,8 +217,8 @@ class Core:
             news = None
             if taken:
                 self._steps.wait(row, divisor)
-        member.sequence, member.check, member.taken = member.sequence + 1, check, taken
-        s.histogram[bucket(staleness)] += 1
+        member.sequence, member.check, member.taken = member.sequence + 1, update.check, taken
+        s.histogram[bucket(update.staleness)] += 1
         if not taken:
             s.refused += 1
             return
@@ -268,8 +228,7 @@ class Core:
             s.version += 1
             if not self._steps.waiting:
                 s.touched[slice(None) if news is None else news] = s.version
-            head, join = ENTRY.pack(divisor, len(frame)), kernels.active().join_crc
-            s.ring.push(s.applied, head + frame, join(zlib.crc32(head), check, len(frame)))
+            s.ring.push(s.applied, ENTRY.pack(divisor, len(frame)), (frame, update.check))
             return
         s.unsaid += 1
         assert s.owed is not None
@@ -293,35 +252,15 @@ class Core:
 
     def _reply(self, member: Member, sequence: int, base: int) -> tuple[bytes, ...]:
         member.stamp = self._stamp()
-        s, at = self.state, Address(self.run, sequence, HUB)
-        stretch, least = said_since(s, self.exchange, base)
-        head = Head(base, s.version, member.taken, Form.WHOLE)
-        values = b""
-        if not least:
-            self._land()
-            values = values_body(s, head)
-            if stretch is None or len(values) < HEAD + stretch.size:
-                return (seal(Kind.ANCHOR, at, values),)
-        assert stretch is not None
-        form = Form.STREAM if s.touched is None else Form.UPDATES
-        start = replace(head, form=form).pack()
-        header = header_before(Kind.ANCHOR, at, start, stretch.size, stretch.check)
-        return header + start, *stretch.entries
+        return self._replies.reply(self.state, sequence, base, member.taken, self._land)
 
     def _step(self, member: Member, index: Tensor | None, step: Tensor) -> Tensor | None:
         """Moves the model; returns which entries may have changed, None for all."""
         self._land()
-        if is_plain(self.exchange.outer):
-            subtract(self._moved, index, step)
-            return index
-        direction = host.zeros(self.spans.d)
-        subtract(direction, index, -step)
-        # An outer step adds to what it is given, so what is owed can stand in the model's place.
-        after, outer = self.exchange.outer.step(self._moved, direction, self.state.outer)
-        if not largest(after) <= HIGHEST:
+        moved = stepped(self._moved, index, step, self.exchange.outer, self.state.outer)
+        if moved is None:
             raise infinite(member)
-        news, self.state.outer = changed(self._moved, after), outer
-        self._moved.copy_(after)
+        news, self.state.outer = moved
         return news
 
     def _say(self, owed: Tensor, C: Compressor) -> None:

@@ -7,13 +7,36 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from thinwire import kernels
 from thinwire.errors import FrameError
 from thinwire.exchange.base import Here
 from thinwire.exchange.hear import listen
 from thinwire.exchange.hub import decoded, largest
 from thinwire.hub.refused import Refused, Why
+from thinwire.hub.said import Said
 from thinwire.hub.state import Member
-from thinwire.wire.frame import Address, Kind, address_of
+from thinwire.wire.frame import CHECKED, HEADER, Address, Kind, address_of, checked_head
+
+
+def awaited(said: Said, member: Member, run: int, version: int) -> int | None:
+    """Returns the CRC-32 of a whole frame that is that member's next, or None for any other.
+
+    Args:
+        said: what arrived.
+        member: who sent it.
+        run: of this hub.
+        version: of this hub's model.
+    """
+    start, n = said.frame[:HEADER], len(said.frame) - HEADER
+    if n < 0 or said.base > version:
+        return None
+    head = checked_head(Kind.SAID, run, member.sequence, member.number, 0, n)
+    if start[:CHECKED] != head:
+        return None
+    join = kernels.active().join_crc
+    if join(zlib.crc32(head), said.check, n).to_bytes(4, "little") != start[CHECKED:]:
+        return None
+    return join(zlib.crc32(start), said.check, n)
 
 
 def judge(

@@ -2,42 +2,72 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
+
+from thinwire import kernels
 from thinwire.exchange.anchors import HEAD, Form, Head, encode_values
-from thinwire.exchange.hub import Hub, is_plain
+from thinwire.exchange.hub import HUB, Hub, is_plain
 from thinwire.exchange.hub_rules import Exact
 from thinwire.hub.state import HubState, Stretch
 from thinwire.wire.body import as_bytes
+from thinwire.wire.frame import Address, Kind, checked_head, seal
 
 
-def whole_body(s: HubState) -> bytes:
-    """Returns the ANCHOR body that says all of the model that workers are told."""
-    return Head(s.version, s.version, True, Form.WHOLE).pack() + as_bytes(s.anchor)
-
-
-def said_since(s: HubState, exchange: Hub, base: int) -> tuple[Stretch | None, bool]:
-    """Returns what was said since a version, if it can be said again, and whether that is least.
+class Replies:
+    """Makes the ANCHOR frames of one hub.
 
     Args:
-        s: the hub's state.
+        run: its fingerprint.
         exchange: the rules.
-        base: a version the hub was at.
     """
-    whole = 4 * len(s.anchor)
-    exact = isinstance(exchange.downlink, Exact)
-    stretch = s.ring.since(base, whole)
-    if stretch is None or (exact and not is_plain(exchange.outer)):
-        return None, False
-    # A few messages are shorter than any other way to say them; many need not be.
-    return stretch, not exact or 8 * (HEAD + stretch.size) < whole
+
+    def __init__(self, run: int, exchange: Hub) -> None:
+        self._run, self._exact = run, isinstance(exchange.downlink, Exact)
+        self._repeats = not self._exact or is_plain(exchange.outer)
+        self._join = kernels.active().join_crc
+        self._known: tuple[tuple[int, int, bool], bytes, Stretch] | None = None
+
+    def whole(self, s: HubState) -> bytes:
+        """Returns the frame that says all of the model that workers are told."""
+        head = Head(s.version, s.version, True, Form.WHOLE)
+        return seal(Kind.ANCHOR, Address(self._run, 0, HUB), head.pack(), as_bytes(s.anchor))
+
+    def reply(
+        self, s: HubState, sequence: int, base: int, taken: bool, land: Callable[[], None]
+    ) -> tuple[bytes, ...]:
+        """Returns the frame for a worker that holds version `base`, in parts.
+
+        Args:
+            s: the hub's state.
+            sequence: of the update that is answered.
+            base: a version the hub was at.
+            taken: whether that update was applied.
+            land: applies what is still to be applied, where the model itself is asked for.
+        """
+        asked = base, s.version, taken
+        if self._known is not None and self._known[0] == asked:
+            return self._repeated(sequence, *self._known[1:])
+        whole = 4 * s.anchor.numel()
+        stretch = s.ring.since(base, whole) if self._repeats else None
+        # A few messages are shorter than any other way to say them; many need not be.
+        if stretch is None or (self._exact and 8 * (HEAD + stretch.size) >= whole):
+            land()
+            values = _values(s, Head(*asked, Form.WHOLE))
+            if stretch is None or len(values) < HEAD + stretch.size:
+                return (seal(Kind.ANCHOR, Address(self._run, sequence, HUB), values),)
+        start = Head(*asked, Form.UPDATES if self._exact else Form.STREAM).pack()
+        self._known = asked, start, stretch
+        return self._repeated(sequence, start, stretch)
+
+    def _repeated(self, sequence: int, start: bytes, stretch: Stretch) -> tuple[bytes, ...]:
+        n = len(start) + stretch.size
+        head = checked_head(Kind.ANCHOR, self._run, sequence, HUB, 0, n)
+        check = self._join(zlib.crc32(start, zlib.crc32(head)), stretch.check, stretch.size)
+        return head + check.to_bytes(4, "little") + start, *stretch.entries
 
 
-def values_body(s: HubState, head: Head) -> bytes:
-    """Returns the ANCHOR body that says the entries that changed, or all.
-
-    Args:
-        s: the hub's state.
-        head: of a reply whose form is decided here.
-    """
+def _values(s: HubState, head: Head) -> bytes:
     if s.touched is None:
         return head.pack() + as_bytes(s.anchor)
     touched = (s.touched > head.since).nonzero().view(-1)

@@ -24,7 +24,7 @@ from thinwire.hub import rpc
 from thinwire.hub.commits import Commits
 from thinwire.hub.core import Core
 from thinwire.hub.entry import Entry
-from thinwire.hub.journal import Journal, Record
+from thinwire.hub.journal import Journal
 from thinwire.hub.meter import prometheus
 from thinwire.hub.service import LOG, Service
 from thinwire.hub.settings import Description, HubSettings, spans_of
@@ -32,10 +32,11 @@ from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
 from thinwire.hub.state import first_state
 from thinwire.hub.turns import Turns
 from thinwire.keys import Key
+from thinwire.memory import keep_freed
 from thinwire.parameters import described
 from thinwire.value import in_range, whole
 
-SWITCH = 5e-4
+SWITCH = 1e-4
 """Seconds that a thread of a hub's process may hold the interpreter while another waits."""
 
 
@@ -159,6 +160,7 @@ class HubServer:
         )
         # The journal's thread must get the interpreter's lock back quickly after each sync.
         sys.setswitchinterval(SWITCH)
+        keep_freed()
         self.server = grpc.aio.server(options=rpc.OPTIONS)
         self.server.add_generic_rpc_handlers((self.service.handlers(),))
         try:
@@ -221,7 +223,7 @@ class HubServer:
         said = time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, self.limits.timeout / 4))
-            for name in await self.turns.do(lambda: self._lost(time.monotonic())):
+            for name in await self.turns.do(lambda: self.service.lost(time.monotonic())):
                 LOG.info("worker %r was silent for %g s: lost", name, self.limits.timeout)
             if self.journal.size > self.limits.snapshot and self._snapshot is None:
                 self._snapshot = asyncio.create_task(self._take_snapshot())
@@ -231,10 +233,6 @@ class HubServer:
                     "%d live, %d applied, version %d, staleness %s",
                     self.core.live, state.applied, state.version, state.histogram,
                 )  # fmt: skip
-
-    def _lost(self, now: float) -> tuple[list[str], list[Record]]:
-        names = self.core.tick(now)
-        return names, [record for name in names for record in self.core.left(name)[1]]
 
     async def _take_snapshot(self) -> None:
         generation = self.journal.generation + 1

@@ -190,7 +190,7 @@ class Service:
             if said == "beat":
                 continue
             if said == "leave":
-                if await self.turns.do(lambda: self.core.left(name)):
+                if await self.turns.do(lambda: self._leave([name])):
                     LOG.info("worker %r leaves", name)
                 return
             if said != "piece":
@@ -221,6 +221,15 @@ class Service:
         if self.closing.is_set():
             raise Refused(Why.CLOSING, GOING)
         LOG.info("worker %r has lost its connection", name)
+
+    def lost(self, now: float) -> tuple[list[str], list[Record]]:
+        """Marks the silent as gone; returns who they are, and what the journal must hold."""
+        return self._leave(self.core.tick(now))
+
+    def _leave(self, names: list[str]) -> tuple[list[str], list[Record]]:
+        records = {name: self.core.leave(name) for name in names}
+        left = {name: record for name, record in records.items() if record is not None}
+        return list(left), list(left.values())
 
     async def _next(self, words: AsyncIterator[Up]) -> Up | None:
         """Returns the next word; None where the stream ends or the hub goes down."""

@@ -82,18 +82,19 @@ class Ring:
         """Bytes of the entries."""
         return self._marks[-1][0] - self._marks[0][0]
 
-    def push(self, stamp: int, entry: bytes, check: int | None = None) -> None:
+    def push(self, stamp: int, start: bytes, rest: tuple[bytes, int] = (b"", 0)) -> None:
         """Adds the entry that leads from `last` to `last + 1`; drops the oldest above the bound.
 
         Args:
             stamp: updates applied to the model that it leads to.
-            entry: its bytes.
-            check: their CRC-32, where it is known.
+            start: its bytes.
+            rest: more of them behind those, and their CRC-32, which is known already.
         """
-        n, check = len(entry), zlib.crc32(entry) if check is None else check
-        size, before = self._marks[-1]
-        self._marks.append((size + n, kernels.active().join_crc(before, check, n)))
-        self.entries.append((stamp, entry))
+        more, check = rest
+        join, (size, before) = kernels.active().join_crc, self._marks[-1]
+        both = join(zlib.crc32(start, before), check, len(more))
+        self._marks.append((size + len(start) + len(more), both))
+        self.entries.append((stamp, start + more))
         self.last += 1
         while self.size > self.bound:
             self.entries.popleft()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, isfinite
 
 import numpy as np
 import torch
@@ -10,12 +11,19 @@ from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.compress import Codes, Compressor
+from thinwire.exchange.anchors import changed
+from thinwire.exchange.hub import is_plain, largest, subtract
 from thinwire.flat import Spans
+from thinwire.outer import Outer, OuterState
 from thinwire.wire.frame import HEADER
 
+ALONE = -1
+"""The row of a frame that is read by itself."""
 _ROOM = 1 << 22
 """Entries that are decoded in one go."""
 _LARGEST = 1 << 31
+HIGHEST = 1e38
+"""No entry of a model may come to more; float32 ends at 3.4e38."""
 
 
 class Steps:
@@ -78,8 +86,8 @@ class Steps:
 
     def size(self, row: int) -> float | None:
         """Returns the largest magnitude that a frame says; None where it must be read alone."""
-        top = self._tops[row]
-        return top if np.isfinite(top) else None
+        top = inf if row == ALONE else self._tops[row]
+        return top if isfinite(top) else None
 
     def wait(self, row: int, divisor: float) -> None:
         """Notes that what this frame says, divided, is to be taken away."""
@@ -104,3 +112,33 @@ class Steps:
 def divided(size: float, divisor: float) -> float:
     """Returns a magnitude divided as the step is: in float32."""
     return float(np.float32(size) / np.float32(divisor))
+
+
+def stepped(
+    x: Tensor, index: Tensor | None, step: Tensor, outer: Outer, state: OuterState
+) -> tuple[Tensor | None, OuterState] | None:
+    """Moves x in place by one update that is read alone.
+
+    Args:
+        x: (d,) float32.
+        index: (n,) int64, which entries it says, or None for all.
+        step: (n,) float32, what it says, divided.
+        outer: the hub's step.
+        state: what that remembers.
+
+    Returns:
+        Which entries may have changed, None for all, and the outer state; or None, and nothing has
+        changed, where an entry would come to more than `HIGHEST`.
+    """
+    if is_plain(outer):
+        subtract(x, index, step)
+        return index, state
+    direction = host.zeros(len(x))
+    subtract(direction, index, -step)
+    # An outer step adds to what it is given, so what is owed can stand in the model's place.
+    after, state = outer.step(x, direction, state)
+    if not largest(after) <= HIGHEST:
+        return None
+    news = changed(x, after)
+    x.copy_(after)
+    return news, state

@@ -294,4 +294,4 @@ def check_rows(
     check_inside(rows, len(index))
     if len(rows) and index.numel():
         # Rows ascend: their ends say where all of them lie.
-        check_inside(index[rows][:, [0, -1]].long().view(-1), x.numel())
+        check_inside(index[:, [0, -1]][rows].long().view(-1), x.numel())

@@ -7,7 +7,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
-from thinwire.kernels.cpu_codes import largest_packed
+from thinwire.kernels.cpu_codes import largest_packed, padding_set
 from thinwire.kernels.cpu_decode import decode_stretch
 from thinwire.kernels.cpu_index_decode import read_index
 from thinwire.kernels.numba_support import Array, Number, array, copy, kernel, prefetch
@@ -36,6 +36,8 @@ def _read_body(
     for bits in scales.view(np.uint32):
         if np.uint32(bits & _MAGNITUDE) >= _INFINITE:
             return False
+    if top == (1 << width) - 1:
+        return not padding_set(packed, n, width)
     return 0 <= largest_packed(packed, n, width) <= top
 
 
@@ -83,9 +85,10 @@ def _decode_bodies(
     for f in range(tops.size):
         values = out[f]
         decode_stretch(packed[f], width, starts, lows[f], steps[f], 0, values.size, values)
-        largest = np.uint32(0)
-        for bits in values.view(np.uint32):
-            largest = max(largest, np.uint32(bits & _MAGNITUDE))
+        keys, largest = values.view(np.uint32), np.uint32(0)
+        for j in range(keys.size):
+            key = np.uint32(keys[j] & _MAGNITUDE)
+            largest = key if key > largest else largest
         tops[f] = largest
 
 

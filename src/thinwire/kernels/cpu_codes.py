@@ -179,8 +179,7 @@ def unpack(data: torch.Tensor, n: int, width: int) -> torch.Tensor:
 
 
 @kernel
-def largest_packed(data: Array, n: Number, width: Number) -> Number:
-    """Returns the largest of n codes, -1 where a padding bit is set."""
+def _largest(data: Array, n: Number, width: Number) -> Number:
     scratch = np.empty(_BLOCK, np.uint16)
     largest = np.uint16(0)
     for first in range(0, n, _BLOCK):
@@ -189,6 +188,12 @@ def largest_packed(data: Array, n: Number, width: Number) -> Number:
         get_block(data[at : at + block_bytes(block.size, width)], width, block)
         for j in range(block.size):
             largest = max(largest, block[j])
+    return np.int64(largest)
+
+
+@kernel
+def padding_set(data: Array, n: Number, width: Number) -> Number:
+    """Tells whether a bit after n codes is set."""
     m = n % _BLOCK
     at = n // _BLOCK * _BLOCK // 8 * width
     left = width
@@ -199,10 +204,16 @@ def largest_packed(data: Array, n: Number, width: Number) -> Number:
         plane = data[at : at + size]
         for spare in range(m, size * (8 // p)):
             if plane[spare % size] >> (spare // size * p) & ((1 << p) - 1):
-                return -1
+                return True
         at += size
         left -= p
-    return np.int64(largest)
+    return False
+
+
+@kernel
+def largest_packed(data: Array, n: Number, width: Number) -> Number:
+    """Returns the largest of n codes, -1 where a padding bit is set."""
+    return -1 if padding_set(data, n, width) else _largest(data, n, width)
 
 
 def largest_code(data: torch.Tensor, n: int, width: int) -> int:

@@ -10,7 +10,6 @@ import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
-from thinwire import kernels
 from thinwire.errors import ConfigError, FrameError
 from thinwire.host import Bytes
 from thinwire.memory import large
@@ -108,37 +107,21 @@ def laid_out(kind: Kind, address: Address, *body: Bytes) -> Bytes:
 
 
 def _header(kind: Kind, address: Address, body: tuple[Bytes, ...]) -> bytes:
-    head = checked_head(kind, address, sum(len(piece) for piece in body))
+    a, n = address, sum(len(piece) for piece in body)
+    head = checked_head(kind, a.run, a.round, a.rank, a.part, n)
     checksum = zlib.crc32(head)
     for piece in body:
         checksum = zlib.crc32(piece, checksum)
     return head + checksum.to_bytes(4, "little")
 
 
-def checked_head(kind: Kind, address: Address, n: int) -> bytes:
-    """Returns the 22 bytes before the checksum of a frame whose body has n bytes."""
+def checked_head(kind: Kind, run: int, round: int, rank: int, part: int, n: int) -> bytes:
+    """Returns the 22 bytes before the checksum of a frame of that address, with n bytes of body."""
     if n > MAX_BODY:
         raise ConfigError(f"a frame's body holds at most {MAX_BODY} bytes; this one {n}")
-    a = address
     return _LAYOUT.pack(
-        MAGIC, VERSION, kind, a.run, a.round & 0xFFFFFFFF, a.rank, a.part,
-        n & 0xFFFFFFFF, n >> 32, 0,
-    )[:CHECKED]  # fmt: skip
-
-
-def header_before(kind: Kind, address: Address, start: bytes, rest: int, check: int) -> bytes:
-    """Returns the header of a frame whose body is `start`, then bytes that are known by their sum.
-
-    Args:
-        kind: what the body is.
-        address: whose it is.
-        start: of the body.
-        rest: how many bytes follow it.
-        check: their CRC-32.
-    """
-    head = checked_head(kind, address, len(start) + rest)
-    before = zlib.crc32(start, zlib.crc32(head))
-    return head + kernels.active().join_crc(before, check, rest).to_bytes(4, "little")
+        MAGIC, VERSION, kind, run, round & 0xFFFFFFFF, rank, part, n & 0xFFFFFFFF, n >> 32, 0
+    )[:CHECKED]
 
 
 def length(header: Bytes) -> int:
