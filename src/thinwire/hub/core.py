@@ -144,7 +144,8 @@ class Core:
                 try:
                     answers.append(self._answer(said, row))
                 except Refused as refused:
-                    answers.append(refused)
+                    # Where it was raised refers to the answers: a circle, kept until it is found.
+                    answers.append(refused.with_traceback(None))
             self._land()
         return answers
 
