@@ -130,14 +130,14 @@ class Ring(Exchange):
         if form == "gather":
             return (yield from gathered(passed_on, delta, mem, here, self.feedback))
         u = self.feedback.owed(delta, mem)
-        e = host.empty(len(u), device=u.device) if isinstance(self.feedback, Feedback) else None
+        e = host.like(u) if isinstance(self.feedback, Feedback) else None
         talk = self._ring if form == "ring" else self._two_phase
         return (yield from talk(u, e, here)), keep(mem, e)
 
     def _ring(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
         right, left = (r + 1) % N, (r - 1) % N
-        direction = host.empty(len(u), device=u.device)
+        direction = host.like(u)
         pieces, takes = relayed(here, self.pipeline)
         trouble = Trouble(here)
         trouble.own(u)
@@ -173,7 +173,7 @@ class Ring(Exchange):
 
     def _two_phase(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
-        direction = host.empty(len(u), device=u.device)
+        direction = host.like(u)
         trouble = Trouble(here)
         trouble.own(u)
         pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
@@ -221,6 +221,7 @@ class Ring(Exchange):
                 e[at] = t - N * w
             return said
 
+        yield from takes.turn(0)
         for owner, piece in says[:ahead]:
             yield from takes.turn(0, (to_owner(owner, piece),))
         for (rank, piece), after in zip_longest(hears, says[ahead:]):

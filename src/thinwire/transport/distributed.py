@@ -101,10 +101,12 @@ class DistributedTransport:
             raise
 
     def _turn(self, turn: Turn) -> list[Bytes]:
-        for post in turn.posts:
-            self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
         ahead = deque([*takes, *(t for t in turn.coming if t.source != self.rank)])
+        # A question that leaves after a post waits behind it where the line is slow.
+        self._ask(ahead)
+        for post in turn.posts:
+            self._post(post)
         arrived: deque[Bytes] = deque()
         for take in takes:
             arrived.append(self._frame(take, ahead))
