@@ -147,8 +147,8 @@ class Ring(Exchange):
                 z, v = u[at], direction[at]
                 if hop:
                     (frame,) = yield from takes.turn(1)
-                    z = piece.here.zeros()
-                    trouble.hear(frame, piece, left, z)
+                    z = host.like(v)
+                    trouble.hear(frame, piece, left, z, first=True)
                     z += u[at]
                 last = hop == N - 1
                 said = trouble.speak(z, piece, v if last or e is not None else None, own=not hop)
@@ -162,9 +162,9 @@ class Ring(Exchange):
             segment = (r - hop) % N
             for piece in pieces[segment]:
                 (frame,) = yield from takes.turn(1)
-                v = direction[piece.low : piece.high].zero_()
+                v = direction[piece.low : piece.high]
                 # The owner of a segment is the last to sum it, one left of where it started.
-                trouble.hear(frame, piece, (segment - 1) % N, v)
+                trouble.hear(frame, piece, (segment - 1) % N, v, first=True)
                 v /= divisor(N, v)
                 if hop < N - 2:
                     yield from takes.turn(0, (Post(right, frame, piece.bound),))
@@ -210,12 +210,14 @@ class Ring(Exchange):
 
         def mean(piece: Piece) -> Bytes:
             at = slice(piece.low, piece.high)
-            t, w = piece.here.zeros(), direction[at]
+            w = direction[at]
+            t = host.like(w).zero_() if r == 0 else host.like(w)
             for rank in range(N):
                 if rank == r:
                     t += u[at]
                 else:
-                    trouble.hear(told.pop((rank, piece.low)), piece, rank, t)
+                    said = told.pop((rank, piece.low))
+                    trouble.hear(said, piece, rank, t, first=rank == 0)
             said = trouble.speak(t / divisor(N, t), piece, w)
             if e is not None:
                 e[at] = t - N * w
@@ -236,7 +238,8 @@ class Ring(Exchange):
                 mean(piece)
         for owner, piece in means:
             (frame,) = yield from takes.turn(1)
-            trouble.hear(frame, piece, owner, direction[piece.low : piece.high].zero_())
+            w = direction[piece.low : piece.high]
+            trouble.hear(frame, piece, owner, w, first=True)
             if long and owner != right:
                 yield from takes.turn(0, (Post(right, frame, piece.bound, relayed=True),))
         trouble.end()

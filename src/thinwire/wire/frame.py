@@ -6,9 +6,10 @@ The byte-by-byte contract is FORMAT.md beside this file.
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+
+from isal.isal_zlib import crc32
 
 from thinwire.errors import ConfigError, FrameError
 from thinwire.host import Bytes
@@ -114,9 +115,9 @@ def _header(kind: Kind, address: Address, body: tuple[Bytes, ...]) -> bytes:
         MAGIC, VERSION, kind, a.run, a.round & 0xFFFFFFFF, a.rank, a.part,
         n & 0xFFFFFFFF, n >> 32, 0,
     )[:_CHECKED]  # fmt: skip
-    checksum = zlib.crc32(head)
+    checksum = crc32(head)
     for piece in body:
-        checksum = zlib.crc32(piece, checksum)
+        checksum = crc32(piece, checksum)
     return head + checksum.to_bytes(4, "little")
 
 
@@ -175,7 +176,7 @@ def unseal(frame: Bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryvi
             "Install the same version on every rank"
         )
     view = memoryview(frame)
-    if zlib.crc32(view[HEADER:], zlib.crc32(view[:_CHECKED])) != checksum:
+    if crc32(view[HEADER:], crc32(view[:_CHECKED])) != checksum:
         raise FrameError(f"{where}: the checksum does not match; the bytes were altered on the way")
     if run != address.run:
         raise FrameError(f"{where}: it belongs to run {run:#010x}, this run is {address.run:#010x}")
