@@ -3,30 +3,33 @@
     python bench/netlab/predict.py                 # every method and rate; needs root
     python bench/netlab/predict.py --published     # only the published grid; needs nothing
 
-predicted = H steps + max(talk + coding, unshaped). Talk is one round in virtual time over the rate.
-Coding is a round of as many workers in one process, over this machine's cores. Unshaped is a round
-on the same hosts without a rate, where processes wait for each other and for cores: that passes
-while frames are on a line. Each rate's measurement stays in --runs and is not made again. Writes
-predict.md there, which `peers.py --all` takes into RESULTS.md.
+A round is predicted in virtual time: its frames over lines of that rate, and what the ranks compute
+between their turns, on as many cores as this machine has. How long local steps and turns take on a
+core, and a small frame's way, are measured in the same run, for a shared machine is not as fast in
+the next; when what is said leaves, waits, arrives and is waited for is the simulator's. Each rate's
+measurement stays in --runs and is not made again. Writes predict.md there, which `peers.py --all`
+takes into RESULTS.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from lines import in_lab
-from rounds import METHODS, coded
+from rounds import METHODS
 
 from thinwire import units
 from thinwire.cli.output import write_atomically
 from thinwire.cli.signals import ended
 from thinwire.flat import Spans
 from thinwire.link import Link
-from thinwire.virtual import Compute, Method, Sizes, run_sizes
+from thinwire.virtual import Busy, Place, Program, Sizes, VirtualTime, sized_round
 
 RATES = ("50mbit", "100mbit", "1gbit")
 HS = (1, 8)
@@ -41,12 +44,53 @@ PUBLISHED = {
 """Utilisation in percent of torchft with torchtitan, 4 GPUs over TCP, by H."""
 
 
-def talk(method: str, params: int, rate: str) -> float:
-    """Returns the seconds of one round's frames over lines of that rate."""
-    preset = METHODS[method]
+class Cores:
+    """The cores of a machine, which its ranks share: who comes first is served first.
+
+    Args:
+        n: how many.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._free = [0.0] * n
+
+    def busy(self, now: float, seconds: float) -> Busy:
+        """Returns how long a rank that asks now is busy with that, waiting for a core in it."""
+        ends = max(now, heapq.heappop(self._free)) + seconds
+        heapq.heappush(self._free, ends)
+        return Busy(ends - now)
+
+
+def modelled(method: str, params: int, link: Link, work: list[list[float]]) -> float:
+    """Returns the seconds of one round in virtual time.
+
+    Args:
+        method: what it says.
+        params: entries.
+        link: of each rank.
+        work: seconds on a core of each rank: up to the end of each turn, after the last, and of
+            the engine's own threads.
+    """
+    preset, cores = METHODS[method], Cores(os.cpu_count() or 1)
     sizes = Sizes(preset["compressor"], params if params > 1 << 21 else Spans.of(params))
-    what = Method(preset["exchange"], sizes, 1)
-    return run_sizes(what, [Link(units.rate(rate))] * HOSTS, 1, Compute(0.0)).now
+    clock: list[VirtualTime[None]] = []
+
+    def program(rank: int) -> Program[None]:
+        # In the first round some say what they do not say again.
+        talk = sized_round(preset["exchange"], Place(rank, HOSTS, 1, 0, sizes))
+        *turns, last, engine = work[rank]
+        answer = None
+        for seconds in turns:
+            ask = talk.send(answer)
+            yield cores.busy(clock[0].now, seconds)
+            # The engine's threads take a core, but nobody waits for them.
+            cores.busy(clock[0].now, engine / len(turns))
+            answer = yield ask
+        yield cores.busy(clock[0].now, last)
+
+    clock.append(VirtualTime([program(rank) for rank in range(HOSTS)], link))
+    clock[0].run()
+    return clock[0].now
 
 
 def published() -> str:
@@ -90,34 +134,36 @@ def main() -> int:
 
 def table(said: argparse.Namespace) -> str:
     """Measures what is not there yet, and returns predictions beside it, in Markdown."""
-    free, codes = measured(said, "unlimited"), coding(said)
     rows, held = [], 0
     for method in said.methods:
         for rate in said.rates:
-            line, there = talk(method, said.params, rate), measured(said, rate)[method]
+            there = measured(said, rate)[method]
+            work, link = there["work"], Link(units.rate(rate), there["latency"])
+            line = modelled(method, said.params, link, [[0.0] * len(r) for r in work])
+            round = modelled(method, said.params, link, work)
             for H in HS:
-                step = free[method][str(H)]["local"] / H
-                alone, code = free[method]["1"]["sync"], codes[method] / cores()
-                predicted = H * step + max(line + code, alone)
-                took = there[str(H)]["local"] + there[str(H)]["sync"]
-                off = predicted / took - 1
+                steps, sync = there["times"][str(H)].values()
+                computed = max(sum(own[:-1]) for own in work)
+                off = (steps + round) / (steps + sync) - 1
                 held += abs(off) <= NEAR
                 rows.append(
-                    f"| {method} | {rate} | {H} | {H * step:.3f} | {line:.3f} | {code:.3f} "
-                    f"| {alone:.3f} | {predicted:.3f} | {took:.3f} | {off:+.0%} | "
-                    f"{'held' if abs(off) <= NEAR else '**MISSED**'} |"
+                    f"| {method} | {rate} | {H} | {steps:.3f} | {computed:.3f} "
+                    f"| {line:.3f} | {round:.3f} | {steps + round:.3f} | {steps + sync:.3f} "
+                    f"| {off:+.0%} | {'held' if abs(off) <= NEAR else '**MISSED**'} |"
                 )
     return "\n".join(
         [
             f"## Predictions: seconds of a round, {said.params / 1e6:g} M parameters, {HOSTS} "
             "hosts",
             "",
-            f"Goal: each within {NEAR:.0%}. {held} of {len(rows)} are. Predicted: steps + "
-            "max(talk + coding, unshaped). Talk: one round in virtual time over lines of that "
-            "rate. Steps and unshaped: measured on the same hosts without a rate. Coding: a round "
-            f"of {HOSTS} workers in one process, over {cores()} cores. Medians of 5 to 40 rounds.",
+            f"Goal: each within {NEAR:.0%}. {held} of {len(rows)} are. Predicted: steps + round. "
+            "Computed: the seconds on a core that the busiest rank's round takes. Talk: the frames "
+            "of a round in virtual time over lines of that rate. Round: both together, with what "
+            f"each rank computes up to the end of each turn, on {os.cpu_count()} cores. Steps, "
+            "what is computed and the latency of a small frame are measured in the same run, "
+            "the latter as `plan --measure` does. Medians of 5 to 40 rounds.",
             "",
-            "| exchange | rate | H | steps | talk | coding | unshaped | predicted s | measured s "
+            "| exchange | rate | H | steps | computed | talk | round | predicted s | measured s "
             "| off | |",
             "|" + "---|" * 11,
             *rows,
@@ -131,32 +177,17 @@ def table(said: argparse.Namespace) -> str:
     )
 
 
-def cores() -> int:
-    """Returns on how many cores the hosts' processes take turns."""
-    return min(HOSTS, os.cpu_count() or 1)
-
-
-def coding(said: argparse.Namespace) -> dict[str, float]:
-    """Returns the seconds of a round of all workers in one process, by method."""
-    file = said.runs / f"predict-{said.params}-coding.json"
-    if not file.exists():
-        found = {method: coded(method, said.params, HOSTS) for method in said.methods}
-        write_atomically(file, json.dumps(found).encode())
-    known: dict[str, float] = json.loads(file.read_text())
-    return known
-
-
-def measured(said: argparse.Namespace, rate: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns what each method's rounds took at a rate, by H."""
+def measured(said: argparse.Namespace, rate: str) -> dict[str, dict[str, Any]]:
+    """Returns what rounds.py says of each method at a rate."""
     file = said.runs / f"predict-{said.params}-{rate}.json"
     if not file.exists():
         print(f"{rate} ...", flush=True)
-        hs = ["--hs", *map(str, HS), "--apart"]
+        hs = ["--hs", *map(str, HS), "--apart", "--latency"]
         hs += ["--rounds", str(said.rounds), "--seconds", str(said.seconds)]
         common = ["--params", str(said.params), *hs, "--methods", *said.methods]
         found = in_lab(common, rate)
         write_atomically(file, json.dumps(found).encode())
-    return {result["method"]: result["times"] for result in json.loads(file.read_text())}
+    return {result["method"]: result for result in json.loads(file.read_text())}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ import torch.distributed as dist
 from lab import line, report
 
 import thinwire as tw
+from thinwire.cli.plan_measure import measured_link
 from thinwire.compress import QSGD
 from thinwire.stats import Stats
 
@@ -60,6 +63,42 @@ def agreed(seconds: float) -> float:
     return float(most)
 
 
+class Work:
+    """What a rank computes in a round: seconds on a core.
+
+    Args:
+        transport: whose turns are noted from now on.
+
+    Attributes:
+        rounds: of each, those up to the end of each turn, those after the last, and last those of
+            the engine's own threads.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self.rounds: list[list[float]] = []
+        self._marks: list[float] = []
+        answer = transport.turn
+
+        def turn(asked: Any) -> Any:
+            frames = answer(asked)
+            self._marks.append(time.thread_time())
+            return frames
+
+        transport.turn = turn
+
+    def note(self, sync: Callable[[], None]) -> None:
+        """Runs a round and notes it."""
+        self._marks, before = [time.thread_time()], time.process_time()
+        sync()
+        self._marks.append(time.thread_time())
+        own = [b - a for a, b in pairwise(self._marks)]
+        self.rounds.append([*own, time.process_time() - before - sum(own)])
+
+    def medians(self) -> list[float]:
+        """Returns the median of each over the rounds noted."""
+        return [statistics.median(turn) for turn in zip(*self.rounds, strict=True)]
+
+
 def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     """Returns what rounds of a method took on the slowest rank, local steps between them."""
     rank, N = dist.get_rank(), dist.get_world_size()
@@ -71,6 +110,7 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     optimizer: Any = Bare(weight.detach())
     if method != ALL_REDUCE:
         optimizer = tw.LocalSGD([("w", weight)], inner, group=group, **METHODS[method])
+    work = None if method == ALL_REDUCE else Work(optimizer.transport)
     draw = torch.Generator().manual_seed(rank)
 
     def one(H: int) -> tuple[float, float]:
@@ -82,7 +122,7 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
         stepped = time.perf_counter()
         dist.barrier() if said.apart else None
         talked = time.perf_counter()
-        optimizer.sync()
+        optimizer.sync() if work is None else work.note(optimizer.sync)
         return stepped - began, time.perf_counter() - talked
 
     # The first round loads kernels, the second says how long one takes.
@@ -91,6 +131,8 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     one(said.hs[0])
     alone = agreed(time.perf_counter() - began)
     before = optimizer.stats.totals()
+    if work is not None:
+        work.rounds.clear()
     rounds = max(said.rounds, min(MOST, int(said.seconds / alone)))
     took: dict[int, list[tuple[float, float]]] = {H: [] for H in said.hs}
     for _ in range(rounds):
@@ -110,30 +152,10 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     dist.all_gather(every, torch.tensor(own, dtype=torch.float64))
     most = torch.stack(every).max(0).values.tolist()
     times = {H: {"local": most[2 + 2 * n], "sync": most[3 + 2 * n]} for n, H in enumerate(said.hs)}
+    worked: list[Any] = [None] * N
+    dist.all_gather_object(worked, None if work is None else work.medians())
     return {"method": method, "params": said.params, "workers": N, "busiest": most[0],
-            "framed": own[1], "times": times, "rounds": rounds}  # fmt: skip
-
-
-def coded(method: str, params: int, N: int) -> float:
-    """Returns what a round of N workers takes in one process, where no frame goes anywhere."""
-    weights, workers = [], []
-    for rank in range(N):
-        torch.manual_seed(0)
-        weights.append(torch.nn.Parameter(torch.randn(params)))
-        inner = torch.optim.SGD(weights[-1:], lr=0.1)
-        named = [("w", weights[-1])]
-        workers.append(tw.LocalSGD(named, inner, group=tw.Seat(rank, N), **METHODS[method]))
-    together = tw.LockStep(workers)
-    draw = torch.Generator().manual_seed(0)
-    took = []
-    for _ in range(11):
-        with torch.no_grad():
-            for weight in weights:
-                weight.add_(torch.randn(params, generator=draw), alpha=0.01)
-        began = time.perf_counter()
-        together.sync()
-        took.append(time.perf_counter() - began)
-    return statistics.median(took[1:])
+            "framed": own[1], "times": times, "rounds": rounds, "work": worked}  # fmt: skip
 
 
 def main() -> None:
@@ -143,14 +165,16 @@ def main() -> None:
     parser.add_argument("--hs", type=int, nargs="+", default=[1], help="local steps of a round")
     parser.add_argument("--rounds", type=int, default=3, help="of each H, at least")
     parser.add_argument("--seconds", type=float, default=0.0, help="so many more as fill them")
+    parser.add_argument("--latency", action="store_true", help="measure that, too")
     parser.add_argument("--apart", action="store_true", help="all begin each round together")
     parser.add_argument("--out")
     said = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    latency = measured_link()[0].latency if said.latency else None
     results = []
     for method in said.methods:
-        results.append(timed(method, said))
+        results.append({**timed(method, said), "latency": latency})
         gc.collect()
         if dist.get_rank() == 0:
             print(json.dumps(results[-1]), flush=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from isal.isal_zlib import crc32
 
 from thinwire.errors import ConfigError
 
@@ -31,7 +32,7 @@ class Sealed:
     def write(self, data: bytes | memoryview) -> int:
         """Writes these bytes and returns how many they are."""
         self._file.write(data)
-        self._check = zlib.crc32(data, self._check)
+        self._check = crc32(data, self._check)
         return len(data)
 
     def flush(self) -> None:
@@ -74,7 +75,7 @@ def whole(data: bytes, magic: bytes) -> memoryview | None:
     content = view[len(magic) : -CHECK]
     if data[: len(magic)] != magic or len(data) < len(magic) + CHECK:
         return None
-    return content if zlib.crc32(content) == int.from_bytes(view[-CHECK:], "little") else None
+    return content if crc32(content) == int.from_bytes(view[-CHECK:], "little") else None
 
 
 def sync_folder(folder: Path) -> None:

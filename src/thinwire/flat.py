@@ -171,7 +171,7 @@ def difference(anchor: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         >>> difference(torch.tensor([3.0, 1.0]), [torch.tensor([2.5]), torch.tensor([1.0])])
         tensor([0.5000, 0.0000])
     """
-    vector = host.empty(len(anchor), device=anchor.device)
+    vector = host.like(anchor)
     at = 0
     with torch.no_grad():
         for tensor in tensors:

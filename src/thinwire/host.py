@@ -16,7 +16,7 @@ LARGEST = torch.finfo(torch.float32).max
 Bytes = bytes | memoryview
 """What a frame is made or arrives as: either way nobody changes it."""
 
-_LARGE = 1 << 20
+_LARGE = 1 << 18
 """From so many entries on, the system hands out memory anew each time, and a page at a time."""
 _NUMPY: dict[torch.dtype, type[np.generic]] = {
     torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32, torch.uint8: np.uint8,
@@ -33,6 +33,11 @@ def empty(n: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
     if n >= _LARGE and device.type == "cpu":
         return torch.from_numpy(large(n * dtype.itemsize).view(_NUMPY[dtype]))
     return torch.empty(n, dtype=dtype, device=device)
+
+
+def like(v: Tensor) -> Tensor:
+    """Returns a vector of as many float32 on v's device, of undefined content."""
+    return empty(len(v), device=v.device)
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

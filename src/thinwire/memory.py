@@ -8,6 +8,7 @@ touched before takes nothing. The system hands out memory of such sizes anew eac
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -19,16 +20,18 @@ Memory = np.ndarray[Any, np.dtype[np.uint8]]
 LINE = 64
 """Bytes of a cache line, where large memory begins."""
 SHELF = 4
-"""The most pieces of about one size that are kept."""
-LOANS = 1024
-"""A piece that nobody took in so many loans goes back to the system."""
+"""Pieces of one size that are kept."""
+KEPT = 1 << 27
+"""Bytes: of a size of which so many hold more pieces, as many as that."""
+RETURNS = 1024
+"""A piece that nobody took while so many came back goes back to the system."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """What glibc's mallopt calls the free memory above which it gives some back, and the size from
 which a piece is one of the system's own."""
-_loans = count()
-_shelf: dict[int, Memory] = {}
-"""By the number of loans when a piece came back; no number comes twice."""
+_returns = count()
+_shelf: dict[int, deque[tuple[int, Memory]]] = {}
+"""By size, the last to come back last, each with its number among all that came back."""
 
 
 def large(size: int) -> Memory:
@@ -47,29 +50,32 @@ class _Loan:
         at = -self._memory.ctypes.data % LINE
         self.__array_interface__ = self._memory[at : at + size].__array_interface__
 
-    def __del__(self, shelf: dict[int, Memory] = _shelf) -> None:
+    def __del__(self, shelf: dict[int, deque[tuple[int, Memory]]] = _shelf) -> None:
         # Each step is one of the interpreter's own: other threads may give and take meanwhile.
-        shelf[next(_loans)] = self._memory
-        alike = [n for n, memory in tuple(shelf.items()) if _near(memory.size, self._memory.size)]
-        for n in alike[:-SHELF]:
-            shelf.pop(n, None)
+        now, size = next(_returns), self._memory.size
+        shelf.setdefault(size, deque()).append((now, self._memory))
+        with suppress(IndexError):
+            if len(shelf[size]) > max(SHELF, KEPT // size):
+                shelf[size].popleft()
+            for pieces in tuple(shelf.values()):
+                while pieces and now - pieces[0][0] > RETURNS:
+                    pieces.popleft()
 
 
-def _near(size: int, other: int) -> bool:
-    return 8 * min(size, other) >= 7 * max(size, other)
+def _rounded(size: int) -> int:
+    """Returns the least size that pieces have and that holds so many bytes: 8 to an octave."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
 
 
 def _taken(size: int) -> Memory:
     """Returns memory for so many bytes: some that lies there, or fresh."""
-    now = next(_loans)
-    for since, memory in tuple(_shelf.items()):
-        if now - since > LOANS:
-            _shelf.pop(since, None)
-        elif size <= memory.size and _near(memory.size, size):
-            with suppress(KeyError):  # Another thread may be the first.
-                return _shelf.pop(since)
+    rounded = _rounded(size)
+    for there in (rounded, _rounded(rounded + 1)):
+        with suppress(KeyError, IndexError):
+            return _shelf[there].pop()[1]
     # NumPy asks for huge pages, which torch does not: 512 times fewer faults on first touch.
-    return np.empty(size, np.uint8)
+    return np.empty(rounded, np.uint8)
 
 
 def keep_freed() -> bool:

@@ -64,8 +64,7 @@ class Average(Outer):
         self, anchor: Tensor, direction: Tensor, state: OuterState
     ) -> tuple[Tensor, OuterState]:
         moved = direction if self.lr == 1 else direction * host.float_(self.lr)
-        out = host.empty(len(anchor), device=anchor.device)
-        return torch.sub(anchor, moved, out=out), state
+        return torch.sub(anchor, moved, out=host.like(anchor)), state
 
 
 @dataclass(frozen=True, repr=False)

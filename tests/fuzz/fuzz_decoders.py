@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,7 +213,7 @@ def mutate(data: bytes, most: int, seed: int) -> bytes:
         data = atheris.Mutate(data, min(most, len(data) + 16))
     if len(data) > 40 and READERS[data[0] % len(READERS)] is read_frame and draw.random() < 0.7:
         head = data[2:24]
-        sealed = frame.zlib.crc32(data[28:], frame.zlib.crc32(head))
+        sealed = zlib.crc32(data[28:], zlib.crc32(head))
         data = data[:24] + sealed.to_bytes(4, "little") + data[28:]
     return data[:most]
 

@@ -49,14 +49,20 @@ def test_whatever_refers_to_it_keeps_it() -> None:
         assert vector.data_ptr() == place, name
 
 
-def test_what_is_kept_is_bounded() -> None:
-    many = [host.empty(N) for _ in range(3 * memory.SHELF)]
-    assert not memory._shelf
+def _kept() -> int:
+    return sum(map(len, memory._shelf.values()))
+
+
+@pytest.mark.parametrize(("n", "least"), [(N, memory.KEPT // 2), (1 << 25, memory.SHELF << 27)])
+def test_what_is_kept_is_bounded(n: int, least: int) -> None:
+    many = [host.empty(n) for _ in range(24 if n == N else memory.SHELF + 2)]
+    assert not _kept()
     del many
-    assert len(memory._shelf) == memory.SHELF
-    for _ in range(memory.LOANS):
-        host.empty(4 * N)
-    assert len(memory._shelf) == 1, "what nobody took in so long went back to the system"
+    assert least <= sum(size * len(pieces) for size, pieces in memory._shelf.items())
+    assert all(len(p) <= max(memory.SHELF, memory.KEPT // n) for n, p in memory._shelf.items())
+    for _ in range(memory.RETURNS + 1):
+        host.empty(n // 2)
+    assert _kept() == 1, "what nobody took in so long went back to the system"
 
 
 def test_threads_never_share_memory() -> None:

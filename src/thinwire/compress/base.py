@@ -155,9 +155,22 @@ class Compressor(Value, ABC):
         Returns:
             (d,) float32, exactly what every receiver of the frame decodes, where the payload is.
         """
-        said = host.zeros(payload.layout.d, payload.device)
-        self.accumulate(said, payload)
+        said = host.empty(payload.layout.d, device=payload.device)
+        self.put(said, payload)
         return said
+
+    def put(self, out: Tensor, payload: Payload) -> None:
+        """Writes C(u) in the place of what stands in `out`; the same bits as `decompress(payload)`.
+
+        Args:
+            out: (d,) float32.
+            payload: what was said.
+        """
+        if payload.index is None and not isinstance(payload.values, Codes):
+            # A sum with +0 has no negative zero, as one that begins at +0 has none.
+            torch.add(self.values(payload), 0.0, out=out)
+        else:
+            self.accumulate(out.zero_(), payload)
 
     def accumulate(self, total: Tensor, payload: Payload, weight: float = 1.0) -> None:
         """Adds weight C(u) to `total` in place; the same bits as with `decompress(payload)`.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from isal.isal_zlib import crc32
 from torch import Tensor
 
 from thinwire import host
@@ -80,7 +80,7 @@ def introduced(
     for other in range(size):
         _, body = unseal(frames[other], Address(0, 0, other, MEET_PART), Kind.HELLO)
         hellos.append(_read(body, other))
-        fingerprint = zlib.crc32(body, fingerprint)
+        fingerprint = crc32(body, fingerprint)
     return hellos, fingerprint
 
 

@@ -72,7 +72,7 @@ class Feedback(Value):
         """Returns u = delta + decay m, what is not yet said, as a vector of its own."""
         m = mem["residual"]
         kept = m if self.decay == 1 else m * host.float_(self.decay)
-        return torch.add(delta, kept, out=host.empty(len(delta), device=delta.device))
+        return torch.add(delta, kept, out=host.like(delta))
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from thinwire import host
@@ -63,13 +64,15 @@ class Gossip(Mixing):
     def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
         p, s = mem["p"], mem["s"] if self.correction else None
         mending = Mending.of(mem, anchor, None if self.mixing == "before" else p)
-        u = delta + p if s is None else delta + p + s
-        u = u + mem["owed"] if "owed" in mem else u
+        u = torch.add(delta, p, out=host.like(p))
+        u = u if s is None else u.add_(s)
+        u = u.add_(mem["owed"]) if "owed" in mem else u
         talk = mix(u, here, self.topology, mending=mending)
         heard = yield from or_refuse(talk, here, self.topology, replica=True)
         direction = heard.said if self.mixing == "before" else heard.mixed
         after = mending.after(heard.missed, heard.others is not None, heard.pleas)
-        p_after, n, short = p - heard.said + heard.mixed, mending.rounds, None
+        p_after = torch.sub(p, heard.said, out=host.like(p)).add_(heard.mixed)
+        n, short = mending.rounds, None
         if heard.others is not None:
             replica = mending.replica
             row = self.topology.row(here.rank, here.N, here.round, here.key.seed)

@@ -15,6 +15,7 @@ from thinwire import host, kernels
 from thinwire.compress import Compressor, Payload
 from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Here, tensor_name
+from thinwire.exchange.feedback import broken_by_saying
 from thinwire.exchange.mending import Mending
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
 from thinwire.host import Bytes
@@ -24,7 +25,6 @@ from thinwire.wire.body import in_pieces, unpack
 from thinwire.wire.frame import HEADER, REPAIR_PART, Kind, unseal
 
 SPOKEN = (Kind.SAID, Kind.PLEA)
-ALL_TENSORS = "its message, rotated or rescaled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,15 +175,14 @@ def _own_message(
     v: Tensor, here: Here, silent: bool, plead: bool, beside: Tensor
 ) -> tuple[Payload | None, Bytes, NonFiniteError | None]:
     look, starts = kernels.active(here.device).first_nonfinite, here.spans.starts
-    broken = max(look(one, starts) for one in (v, beside))
-    if broken >= 0:
-        error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
-        return None, here.seal(Kind.REFUSAL, encode_refusal(error)), error
-    if silent and not plead:
+    broken, own = max(look(one, starts) for one in (v, beside)), None
+    if broken < 0 and silent and not plead:
         return None, here.seal(Kind.SILENCE, b""), None
-    own = here.compressor.compress(v, here.key, here.spans)
-    if not bool(here.compressor.values(own).isfinite().all()):
-        error = NonFiniteError([(here.rank, ALL_TENSORS)], here.round)
+    if broken < 0:
+        own = here.compressor.compress(v, here.key, here.spans)
+        broken = broken_by_saying(own, v, here)
+    if own is None or broken >= 0:
+        error = NonFiniteError([(here.rank, tensor_name(here, broken))], here.round)
         return None, here.seal(Kind.REFUSAL, encode_refusal(error)), error
     kind = Kind.PLEA if plead else Kind.SAID
     return own, here.seal(kind, *in_pieces(own, here.compressor)), None

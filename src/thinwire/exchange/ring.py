@@ -130,14 +130,14 @@ class Ring(Exchange):
         if form == "gather":
             return (yield from gathered(passed_on, delta, mem, here, self.feedback))
         u = self.feedback.owed(delta, mem)
-        e = host.empty(len(u), device=u.device) if isinstance(self.feedback, Feedback) else None
+        e = host.like(u) if isinstance(self.feedback, Feedback) else None
         talk = self._ring if form == "ring" else self._two_phase
         return (yield from talk(u, e, here)), keep(mem, e)
 
     def _ring(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
         right, left = (r + 1) % N, (r - 1) % N
-        direction = host.empty(len(u), device=u.device)
+        direction = host.like(u)
         pieces, takes = relayed(here, self.pipeline)
         trouble = Trouble(here)
         trouble.own(u)
@@ -147,8 +147,8 @@ class Ring(Exchange):
                 z, v = u[at], direction[at]
                 if hop:
                     (frame,) = yield from takes.turn(1)
-                    z = piece.here.zeros()
-                    trouble.hear(frame, piece, left, z)
+                    z = host.like(v)
+                    trouble.hear(frame, piece, left, z, first=True)
                     z += u[at]
                 last = hop == N - 1
                 said = trouble.speak(z, piece, v if last or e is not None else None, own=not hop)
@@ -162,9 +162,9 @@ class Ring(Exchange):
             segment = (r - hop) % N
             for piece in pieces[segment]:
                 (frame,) = yield from takes.turn(1)
-                v = direction[piece.low : piece.high].zero_()
+                v = direction[piece.low : piece.high]
                 # The owner of a segment is the last to sum it, one left of where it started.
-                trouble.hear(frame, piece, (segment - 1) % N, v)
+                trouble.hear(frame, piece, (segment - 1) % N, v, first=True)
                 v /= divisor(N, v)
                 if hop < N - 2:
                     yield from takes.turn(0, (Post(right, frame, piece.bound),))
@@ -173,7 +173,7 @@ class Ring(Exchange):
 
     def _two_phase(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
-        direction = host.empty(len(u), device=u.device)
+        direction = host.like(u)
         trouble = Trouble(here)
         trouble.own(u)
         pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
@@ -210,17 +210,20 @@ class Ring(Exchange):
 
         def mean(piece: Piece) -> Bytes:
             at = slice(piece.low, piece.high)
-            t, w = piece.here.zeros(), direction[at]
+            w = direction[at]
+            t = host.like(w).zero_() if r == 0 else host.like(w)
             for rank in range(N):
                 if rank == r:
                     t += u[at]
                 else:
-                    trouble.hear(told.pop((rank, piece.low)), piece, rank, t)
+                    said = told.pop((rank, piece.low))
+                    trouble.hear(said, piece, rank, t, first=rank == 0)
             said = trouble.speak(t / divisor(N, t), piece, w)
             if e is not None:
                 e[at] = t - N * w
             return said
 
+        yield from takes.turn(0)
         for owner, piece in says[:ahead]:
             yield from takes.turn(0, (to_owner(owner, piece),))
         for (rank, piece), after in zip_longest(hears, says[ahead:]):
@@ -235,7 +238,8 @@ class Ring(Exchange):
                 mean(piece)
         for owner, piece in means:
             (frame,) = yield from takes.turn(1)
-            trouble.hear(frame, piece, owner, direction[piece.low : piece.high].zero_())
+            w = direction[piece.low : piece.high]
+            trouble.hear(frame, piece, owner, w, first=True)
             if long and owner != right:
                 yield from takes.turn(0, (Post(right, frame, piece.bound, relayed=True),))
         trouble.end()

@@ -144,7 +144,9 @@ class Trouble:
             return NonFiniteError(own or sorted(self._found), self._here.round)
         return self._frame
 
-    def hear(self, frame: Bytes, piece: Piece, speaker: int, total: Tensor) -> None:
+    def hear(
+        self, frame: Bytes, piece: Piece, speaker: int, total: Tensor, first: bool = False
+    ) -> None:
         """Adds to a sum what a frame of this piece says: nothing where it tells of trouble.
 
         Args:
@@ -152,6 +154,7 @@ class Trouble:
             piece: which piece it must be of.
             speaker: who sealed it.
             total: the piece's entries, float32, a sum that began at +0.
+            first: whether the sum begins with it, whatever stands there.
         """
         here = piece.here
 
@@ -159,7 +162,11 @@ class Trouble:
             return unpack(reader, here.compressor, here.spans, piece.key_of(speaker), here.device)
 
         said = self._read(frame, piece, speaker, decode)
-        if said is not None:
+        if said is None:
+            total = total.zero_() if first else total
+        elif first:
+            here.compressor.put(total, said)
+        else:
             here.compressor.accumulate(total, said)
 
     def hear_bits(self, frame: Bytes, piece: Piece, speaker: int) -> Tensor:
@@ -186,7 +193,7 @@ class Trouble:
         if self.error is not None:
             return here.seal(Kind.REFUSAL, encode_refusal(self.error))
         if v is not None:
-            C.accumulate(v.zero_(), payload)
+            C.put(v, payload)
         return here.seal(Kind.SAID, *in_pieces(payload, C))
 
     def speak_bits(self, bits: Tensor, piece: Piece) -> Bytes:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from isal.isal_zlib import crc32
 
 from thinwire.errors import ConfigError
 from thinwire.files import sync_folder, whole, written
@@ -38,7 +39,7 @@ class Record(NamedTuple):
     @staticmethod
     def of(content: bytes) -> Record:
         """Returns the record of this content."""
-        return Record(zlib.crc32(content), (content,))
+        return Record(crc32(content), (content,))
 
     @property
     def content(self) -> bytes:
@@ -168,7 +169,7 @@ def record_at(data: memoryview, at: int) -> memoryview | None:
     length, check = HEAD.unpack_from(data, at)
     record = data[at + HEAD.size : at + HEAD.size + length]
     # A file that was extended but not written reads as zeros, whose checksum is right.
-    if not length or len(record) < length or zlib.crc32(record) != check:
+    if not length or len(record) < length or crc32(record) != check:
         return None
     return record
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 
+from isal.isal_zlib import crc32
 from torch import Tensor
 
 from thinwire import kernels
@@ -34,9 +34,9 @@ def awaited(said: Said, member: Member, run: int, version: int) -> int | None:
     if start[:CHECKED] != head:
         return None
     join = kernels.active().join_crc
-    if join(zlib.crc32(head), said.check, n).to_bytes(4, "little") != start[CHECKED:]:
+    if join(crc32(head), said.check, n).to_bytes(4, "little") != start[CHECKED:]:
         return None
-    return join(zlib.crc32(start), said.check, n)
+    return join(crc32(start), said.check, n)
 
 
 def judge(
@@ -66,7 +66,7 @@ def judge(
         )
     if at.rank != member.number or at.part:
         raise Refused(Why.ORDER, f"{where} is signed by worker number {at.rank}, part {at.part}")
-    sequence, check = at.round, zlib.crc32(frame)
+    sequence, check = at.round, crc32(frame)
     if sequence > member.sequence:
         raise Refused(
             Why.ORDER, f"{where}: update {member.sequence} has not come, so this is too early"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
+
+from isal.isal_zlib import crc32
 
 from thinwire import kernels
 from thinwire.hub.journal import Record
@@ -73,7 +74,7 @@ class Updated:
         """Returns it for the journal."""
         given = self.number, self.sequence, self.staleness, self.divisor
         head, join = _UPDATE.pack(UPDATE, *given), kernels.active().join_crc
-        return Record(join(zlib.crc32(head), self.check, len(self.frame)), (head, self.frame))
+        return Record(join(crc32(head), self.check, len(self.frame)), (head, self.frame))
 
 
 def read(record: bytes) -> Joined | Left | Updated:
@@ -85,4 +86,4 @@ def read(record: bytes) -> Joined | Left | Updated:
         return Left(_LEAVE.unpack_from(record)[1])
     _, number, sequence, staleness, divisor = _UPDATE.unpack_from(record)
     frame = record[_UPDATE.size :]
-    return Updated(number, sequence, staleness, divisor, frame, zlib.crc32(frame))
+    return Updated(number, sequence, staleness, divisor, frame, crc32(frame))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
+
+from isal.isal_zlib import crc32
 
 from thinwire import kernels
 from thinwire.exchange.anchors import HEAD, Form, Head, encode_values
@@ -63,7 +64,7 @@ class Replies:
     def _repeated(self, sequence: int, start: bytes, stretch: Stretch) -> tuple[bytes, ...]:
         n = len(start) + stretch.size
         head = checked_head(Kind.ANCHOR, self._run, sequence, HUB, 0, n)
-        check = self._join(zlib.crc32(start, zlib.crc32(head)), stretch.check, stretch.size)
+        check = self._join(crc32(start, crc32(head)), stretch.check, stretch.size)
         return head + check.to_bytes(4, "little") + start, *stretch.entries
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
+
+from isal.isal_zlib import crc32
 
 from thinwire.hub.journal import Record
 from thinwire.wire.frame import HEADER
@@ -28,7 +29,7 @@ class Said:
     """CRC-32 of the body, from which all other sums are made."""
 
     def __post_init__(self) -> None:
-        self.check = zlib.crc32(memoryview(self.frame)[HEADER:])
+        self.check = crc32(memoryview(self.frame)[HEADER:])
 
 
 @dataclass(slots=True)

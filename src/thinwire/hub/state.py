@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
+from isal.isal_zlib import crc32
 from torch import Tensor
 
 from thinwire import host, kernels
@@ -92,7 +92,7 @@ class Ring:
         """
         more, check = rest
         join, (size, before) = kernels.active().join_crc, self._marks[-1]
-        both = join(zlib.crc32(start, before), check, len(more))
+        both = join(crc32(start, before), check, len(more))
         self._marks.append((size + len(start) + len(more), both))
         self.entries.append((stamp, start + more))
         self.last += 1

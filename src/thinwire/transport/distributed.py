@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ from thinwire.host import Bytes
 from thinwire.memory import LINE
 from thinwire.transport.base import Post, Take, Turn
 from thinwire.transport.messages import Cutting, Window
+
+R = TypeVar("R")
 
 MESSAGE = Cutting(first=1 << 18, each=1 << 18, unread=4)
 """Of Gloo, which aborts the process that receives more than it asked for, and does not say when it
@@ -37,6 +38,7 @@ class _Coming:
         room: where its bytes come to lie.
         n: its length, as far as is known.
         asked: messages asked for, of which `on_way` have not come.
+        whole: whether all have been asked for.
         passed: messages passed on.
     """
 
@@ -44,6 +46,7 @@ class _Coming:
     room: Tensor
     n: int | None = None
     asked: int = 0
+    whole: bool = False
     passed: int = 0
     on_way: deque[tuple[Any, Tensor]] = field(default_factory=deque)
 
@@ -101,10 +104,12 @@ class DistributedTransport:
             raise
 
     def _turn(self, turn: Turn) -> list[Bytes]:
-        for post in turn.posts:
-            self._post(post)
         takes = [t for t in turn.takes if t.source != self.rank]
         ahead = deque([*takes, *(t for t in turn.coming if t.source != self.rank)])
+        # A question that leaves after a post waits behind it where the line is slow.
+        self._ask(ahead)
+        for post in turn.posts:
+            self._post(post)
         arrived: deque[Bytes] = deque()
         for take in takes:
             arrived.append(self._frame(take, ahead))
@@ -136,8 +141,7 @@ class DistributedTransport:
     def greatest(self, number: float) -> float:
         """Returns the greatest of all ranks' numbers, once all have come to ask."""
         each = torch.tensor([number], dtype=torch.float64, device=self._device or host.CPU)
-        with _lost(self.rank):
-            dist.all_reduce(each, dist.ReduceOp.MAX, group=self.group)
+        _tried(self.rank, dist.all_reduce, each, dist.ReduceOp.MAX, self.group)
         return float(each)
 
     def _post(self, post: Post) -> None:
@@ -153,11 +157,10 @@ class DistributedTransport:
             raise FrameError(f"frame to rank {post.to} has {n} bytes, above its bound {post.bound}")
         frame = host.send(_tensor(post.frame), self._device or host.CPU)
         for cut in self._cutting.cuts(n, post.bound):
-            self._send(frame[cut], post.to)
+            self._send(_piece(frame, cut), post.to)
 
     def _send(self, message: Tensor, to: int) -> None:
-        with _lost(to):
-            work = self.group.send([message], to, 0)
+        work = _tried(to, self.group.send, [message], to, 0)
         self._leaving.append((work, message, to))
 
     def _ask(self, ahead: Iterable[Take]) -> None:
@@ -165,34 +168,33 @@ class DistributedTransport:
 
         Of the first it always asks for something.
         """
-        seen: Counter[int] = Counter()
-        behind: set[int] = set()
+        # What a speaker says comes in order: first all of one frame, and then the next.
+        after: dict[int, int] = {}
         for take in ahead:
-            if seen and not self._window.open:
+            if after and not self._window.open:
                 break
-            coming = self._coming[take.source]
-            if len(coming) == seen[take.source]:
+            number, coming = after.get(take.source, 0), self._coming[take.source]
+            if number < 0:
+                continue
+            if number == len(coming):
                 coming.append(_Coming(take, self._room(take.bound)))
-            # What a speaker says comes in order: first all of one frame, and then the next.
-            if take.source not in behind and not self._asked_for(
-                coming[seen[take.source]], not seen
-            ):
-                behind.add(take.source)
-            seen[take.source] += 1
+            frame = coming[number]
+            if not frame.whole:
+                self._ask_for(frame, not after)
+            after[take.source] = number + 1 if frame.whole else -1
 
-    def _asked_for(self, frame: _Coming, awaited: bool) -> bool:
-        """Asks for messages of a frame, one at least if it is awaited; returns whether for all."""
+    def _ask_for(self, frame: _Coming, awaited: bool) -> None:
+        """Asks for messages of a frame, one at least if it is awaited."""
         bound = frame.take.bound
         n = self._header if frame.n is None else frame.n
         most = self._cutting.count(n, bound)
         while frame.asked < most and (self._window.open or (awaited and not frame.on_way)):
-            piece = frame.room[self._cutting.cut(frame.asked, bound if frame.n is None else n)]
-            with _lost(frame.take.source):
-                work = self.group.recv([piece], frame.take.source, 0)
-            frame.on_way.append((work, piece))
+            cut = self._cutting.cut(frame.asked, bound if frame.n is None else n)
+            piece, source = _piece(frame.room, cut), frame.take.source
+            frame.on_way.append((_tried(source, self.group.recv, [piece], source, 0), piece))
             frame.asked += 1
-            self._window.ask(len(piece))
-        return frame.n is not None and frame.asked == most
+            self._window.ask(piece.numel())
+        frame.whole = frame.n is not None and frame.asked == most
 
     def _room(self, n: int) -> Tensor:
         # Where a frame's body begins on a cache line, its values are read where they lie.
@@ -208,7 +210,7 @@ class DistributedTransport:
             some = 1 if frame.n is None else (len(frame.on_way) + 1) // 2
             for work, piece in reversed([frame.on_way.popleft() for _ in range(some)]):
                 self._wait(work, take.source)
-                self._window.came(len(piece))
+                self._window.came(piece.numel())
             if frame.n is None:
                 frame.n = self._checked(frame)
             if take.onward is not None:
@@ -223,7 +225,7 @@ class DistributedTransport:
         """Sends on what has come of a frame; whoever it is for looks at its checksum."""
         came = frame.asked - len(frame.on_way)
         for number in range(frame.passed, came):
-            self._send(frame.room[self._cutting.cut(number, n)], to)
+            self._send(_piece(frame.room, self._cutting.cut(number, n)), to)
         frame.passed = came
 
     def _checked(self, frame: _Coming) -> int:
@@ -242,11 +244,7 @@ class DistributedTransport:
 
     def _wait(self, work: Any, rank: int) -> None:
         self.awaited = rank
-        with _lost(rank):
-            if self._hard is None:
-                work.wait()
-            else:
-                work.wait(self._hard)
+        _tried(rank, work.wait, *(() if self._hard is None else (self._hard,)))
         self.awaited = None
 
 
@@ -263,11 +261,14 @@ def _tensor(data: Bytes) -> Tensor:
     return torch.from_numpy(np.asarray(_Shown(data)))
 
 
-@contextmanager
-def _lost(rank: int) -> Iterator[None]:
-    """Says which rank it was that the engine failed over."""
+def _piece(frame: Tensor, cut: slice) -> Tensor:
+    return frame.narrow(0, cut.start, cut.stop - cut.start)
+
+
+def _tried(rank: int, call: Callable[..., R], *given: Any) -> R:
+    """Returns what the engine does, or says which rank it was that it failed over."""
     try:
-        yield
+        return call(*given)
     except RuntimeError as error:
         why = (str(error).splitlines() or ["no reason given"])[0]
         kind = RoundTimeout if "imed out" in why else PeerLost

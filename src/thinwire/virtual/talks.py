@@ -148,6 +148,7 @@ def _two_phase(at: Place, pipeline: int) -> Talk:
     hears = [(rank, n) for _, rank in hops for n in cuts[r]]
     long = goes_round(max(map(sum, cuts)))
     ahead, tellers = (max(2, len(cuts[r])), hops[:1]) if long else (len(says), hops)
+    yield from turn()
     for owner, n in says[:ahead]:
         yield from turn((Post(owner, Sized(n), n),))
     for (rank, n), after in zip_longest(hears, says[ahead:]):

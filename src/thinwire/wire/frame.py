@@ -6,9 +6,10 @@ The byte-by-byte contract is FORMAT.md beside this file.
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+
+from isal.isal_zlib import crc32
 
 from thinwire.errors import ConfigError, FrameError
 from thinwire.host import Bytes
@@ -109,9 +110,9 @@ def laid_out(kind: Kind, address: Address, *body: Bytes) -> Bytes:
 def _header(kind: Kind, address: Address, body: tuple[Bytes, ...]) -> bytes:
     a, n = address, sum(len(piece) for piece in body)
     head = checked_head(kind, a.run, a.round, a.rank, a.part, n)
-    checksum = zlib.crc32(head)
+    checksum = crc32(head)
     for piece in body:
-        checksum = zlib.crc32(piece, checksum)
+        checksum = crc32(piece, checksum)
     return head + checksum.to_bytes(4, "little")
 
 
@@ -179,7 +180,7 @@ def unseal(frame: Bytes, address: Address, *kinds: Kind) -> tuple[Kind, memoryvi
             "Install the same version on every rank"
         )
     view = memoryview(frame)
-    if zlib.crc32(view[HEADER:], zlib.crc32(view[:CHECKED])) != checksum:
+    if crc32(view[HEADER:], crc32(view[:CHECKED])) != checksum:
         raise FrameError(f"{where}: the checksum does not match; the bytes were altered on the way")
     if run != address.run:
         raise FrameError(f"{where}: it belongs to run {run:#010x}, this run is {address.run:#010x}")
