@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
+from isal.isal_zlib import crc32
 from torch import Tensor
 
 from thinwire import host
@@ -120,7 +120,7 @@ def judge(hellos: list[dict[str, Any]]) -> dict[str, Any]:
     agreed = {k: v for k, v in hellos[ROOT].items() if k != "start"}
     return {
         "error": error,
-        "run": zlib.crc32(json.dumps(agreed, sort_keys=True).encode()),
+        "run": crc32(json.dumps(agreed, sort_keys=True).encode()),
         "equal": len({h.get("start") for h in hellos}) == 1,
     }
 

@@ -162,12 +162,11 @@ class Trouble:
             return unpack(reader, here.compressor, here.spans, piece.key_of(speaker), here.device)
 
         said = self._read(frame, piece, speaker, decode)
-        if said is None:
-            total = total.zero_() if first else total
+        if said is not None:
+            add = here.compressor.put if first else here.compressor.accumulate
+            add(total, said)
         elif first:
-            here.compressor.put(total, said)
-        else:
-            here.compressor.accumulate(total, said)
+            total.zero_()
 
     def hear_bits(self, frame: Bytes, piece: Piece, speaker: int) -> Tensor:
         """Returns the bits a frame of this piece says, (n,) int32; the same otherwise."""

@@ -11,12 +11,12 @@ import math
 import platform
 import struct
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
+from isal.isal_zlib import crc32
 from torch import Tensor
 
 from thinwire.errors import ConfigError
@@ -158,4 +158,4 @@ class PacedTransport:
 def _this_clock() -> int:
     """Names the clock that all processes of this machine share since it was started."""
     name = BOOT.read_text() if BOOT.exists() else platform.node()
-    return zlib.crc32(name.encode())
+    return crc32(name.encode())
