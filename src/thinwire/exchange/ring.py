@@ -9,7 +9,7 @@ gather      whole messages travel round, unchanged; all fold them in rank order
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import ClassVar, Literal
@@ -40,6 +40,8 @@ from thinwire.value import whole as whole_number
 Summed = Generator[Ask, Answer, Tensor]
 """A talk that returns the direction, and puts into e what each entry still owes."""
 Form = Literal["ring", "two-phase", "gather", "auto"]
+UNHEARD = 1 << 21
+"""Bytes: in pieces so small that more than two hold no more, a rank says as many unheard."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,10 +184,9 @@ class Ring(Exchange):
         says = [(owner, piece) for owner, _ in hops for piece in pieces[owner]]
         hears = [(rank, piece) for _, rank in hops for piece in pieces[r]]
         means = [(owner, piece) for _, owner in hops for piece in pieces[owner]]
-        # Of long pieces the next leaves when one has come, so that at any time one speaks to one:
-        # who hears two slows both. And their means go round.
         long = goes_round(max(sum(piece.bound for piece in segment) for segment in pieces))
-        ahead, tellers = (max(2, len(pieces[r])), hops[:1]) if long else (len(says), hops)
+        tellers = hops[:1] if long else hops  # The means of long ones go round.
+        ahead = unheard([p.bound for p in pieces[r]], here.spans.d // N) if long else len(says)
         told: dict[tuple[int, int], Bytes] = {}
         right, left = hops[0] if hops else (r, r)
 
@@ -244,6 +245,22 @@ class Ring(Exchange):
                 yield from takes.turn(0, (Post(right, frame, piece.bound, relayed=True),))
         trouble.end()
         return direction
+
+
+def unheard(segment: Sequence[int], entries: int) -> int:
+    """Returns how many pieces of long segments a rank says before it hears the first.
+
+    Then each leaves when one has come: of long coded pieces two, so that a hop's have nearly all
+    been heard before the next hop's are said. A rank that is ahead of others would else be spoken
+    to by one that a later rank waits for, which falls back further at every hop. Plain float32 goes
+    over fast lines, where to wait costs more than that: of it, all of a hop.
+
+    Args:
+        segment: the most bytes of each piece.
+        entries: of the segment.
+    """
+    coded = sum(segment) < 4 * entries
+    return max(2, min(len(segment), UNHEARD // max(segment)) if coded else len(segment))
 
 
 def _rescales(compressor: Compressor) -> bool:

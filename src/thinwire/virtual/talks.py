@@ -33,6 +33,7 @@ from thinwire.exchange.hear import goes_round
 from thinwire.exchange.marsit import PIECE
 from thinwire.exchange.neighbours import leftwards, rightwards
 from thinwire.exchange.over_graph import OverGraph, Stepping
+from thinwire.exchange.ring import unheard
 from thinwire.exchange.segments import places
 from thinwire.transport.base import Answer, Ask, Post, Reduce, Take, Turn, turn
 from thinwire.virtual.sizes import Sized, Sizes
@@ -147,7 +148,8 @@ def _two_phase(at: Place, pipeline: int) -> Talk:
     says = [(owner, n) for owner, _ in hops for n in cuts[owner]]
     hears = [(rank, n) for _, rank in hops for n in cuts[r]]
     long = goes_round(max(map(sum, cuts)))
-    ahead, tellers = (max(2, len(cuts[r])), hops[:1]) if long else (len(says), hops)
+    tellers = hops[:1] if long else hops
+    ahead = unheard(cuts[r], at.sizes.d // N) if long else len(says)
     yield from turn()
     for owner, n in says[:ahead]:
         yield from turn((Post(owner, Sized(n), n),))
