@@ -11,7 +11,17 @@ import sys
 import numba
 import torch
 
-from thinwire.kernels import cpu, cpu_bodies, cpu_entropy_decode, cpu_index_decode, packed_bytes
+from thinwire.kernels import (
+    BodyShape,
+    Marked,
+    cpu,
+    cpu_bodies,
+    cpu_entropy_decode,
+    cpu_index_decode,
+    cpu_marked,
+    index_bytes_bound,
+    packed_bytes,
+)
 from thinwire.kernels.cpu_codes import get_block
 
 STEEP = (1, 3, 20)
@@ -58,16 +68,24 @@ def bodies_cases(draw: random.Random) -> None:
     body = torch.cat([part.to(torch.uint8) for part in said])
     bodies = [body, *neighbours(body, draw)]
     ends = torch.tensor([len(b) for b in bodies]).cumsum(0)
-    cut = counts, starts, starts
-    fine, many, _, packed = cpu.read_bodies(torch.cat(bodies), ends, *cut, 1, width, 1)
+    cut = counts, starts, starts, index_bytes_bound(counts, starts)
+    shape = BodyShape(*cut, 1, width, 1, torch.tensor([0, n]))
+    fine, many, _, packed = cpu.read_bodies(torch.cat(bodies), ends, shape)
     assert fine[0]
     assert torch.equal(many[0].long(), index)
     rows = fine.nonzero().view(-1)
     low = torch.ones(len(bodies), 1).double()
-    values, _ = cpu.decode_bodies(packed, width, torch.tensor([0, n]), low, low)
+    values, _ = cpu.decode_bodies(packed, shape, low, low)
     x, touched = torch.zeros(int(starts[1])), torch.zeros(int(starts[1]), dtype=torch.int64)
     many[~fine] = 0
-    cpu.subtract_bodies(x, many, values, rows, torch.ones(len(rows)), touched, 0)
+    given = many, values, rows, torch.ones(len(rows)), None, 0
+    cpu.subtract_bodies(x, *given[:4], touched, 0)
+    marked = Marked.over(x, starts)
+    for _ in range(3):
+        few = torch.tensor([draw.choice([1, int(starts[1]) // 100])])
+        places, kept = cpu.pick_marked(marked, starts, few)
+        x[places] -= kept
+        cpu.subtract_bodies(marked, *given)
 
 
 def neighbours(data: torch.Tensor, draw: random.Random) -> list[torch.Tensor]:
@@ -98,6 +116,9 @@ def main() -> None:
         cpu_index_decode.read_index,
         cpu_bodies._read_bodies,
         cpu_bodies._subtract_bodies,
+        cpu_bodies._subtract_marked,
+        cpu_marked._look,
+        cpu_marked._look_through,
     ):
         assert kernel.nopython_signatures
     print("no access out of bounds")

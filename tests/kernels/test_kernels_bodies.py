@@ -14,7 +14,7 @@ import thinwire as tw
 from thinwire import host
 from thinwire.compress import Codes, Compressor
 from thinwire.flat import Spans
-from thinwire.kernels import cpu, packed_bytes, reference
+from thinwire.kernels import BodyShape, cpu, packed_bytes, reference
 from thinwire.wire.body import pack
 
 SPANS = Spans(("w", "b", "none"), ((40, 30), (9,), (0,)))
@@ -37,10 +37,11 @@ def laid_out(bodies: list[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
     return data, torch.tensor([len(body) for body in bodies], dtype=torch.int64).cumsum(0)
 
 
-def shape_of(C: Compressor) -> tuple:
+def shape_of(C: Compressor) -> BodyShape:
     at, quantizer = C.layout(SPANS), C.quantizer
-    cut = at.counts, at.groups, at.domains
-    return *cut, quantizer.scales * at.n_blocks, quantizer.width, quantizer.top
+    cut = at.counts, at.groups, at.domains, at.index_bytes
+    codes = quantizer.scales * at.n_blocks, quantizer.width, quantizer.top
+    return BodyShape(*cut, *codes, at.blocks)
 
 
 def altered(body: bytes, place: int, how: int) -> bytes:
@@ -61,7 +62,7 @@ def test_altered_bodies_are_told_from_good_ones(C: Compressor, data) -> None:
         if data.draw(st.booleans()):
             places = st.integers(0, 10_000)
             bodies[f] = altered(bodies[f], data.draw(places), data.draw(st.integers(0, 9)))
-    given = *laid_out(bodies), *shape_of(C)
+    given = *laid_out(bodies), shape_of(C)
     mine, defined = cpu.read_bodies(*given), reference.read_bodies(*given)
     fine = defined[0]
     assert mine[0].tolist() == fine.tolist()
@@ -72,12 +73,12 @@ def test_altered_bodies_are_told_from_good_ones(C: Compressor, data) -> None:
 @pytest.mark.parametrize("C", OPERATORS, ids=repr)
 def test_bodies_step_as_one_after_the_other_would(C: Compressor) -> None:
     bodies, at = bodies_of(C, 5), C.layout(SPANS)
-    fine, index, scales, packed = cpu.read_bodies(*laid_out(bodies), *shape_of(C))
+    fine, index, scales, packed = cpu.read_bodies(*laid_out(bodies), shape_of(C))
     assert fine.all()
     said = Codes(packed, at.kept, C.quantizer.width, scales.view(-1, C.quantizer.scales))
     steps = C.quantizer.steps(said, at)
     assert steps is not None
-    given = packed, C.quantizer.width, at.blocks, steps.lows.view(5, -1), steps.steps.view(5, -1)
+    given = packed, shape_of(C), steps.lows.view(5, -1), steps.steps.view(5, -1)
     mine, defined = cpu.decode_bodies(*given), reference.decode_bodies(*given)
     same(mine[0], defined[0])
     same(mine[1], defined[1])
@@ -100,7 +101,7 @@ def test_what_does_not_fit_is_refused() -> None:
     rows, divisors = torch.tensor([0]), torch.ones(1)
     for table in (cpu, reference):
         with pytest.raises(ValueError, match="ascend"):
-            table.read_bodies(data, ends - 1, *shape_of(C))
+            table.read_bodies(data, ends - 1, shape_of(C))
         with pytest.raises(IndexError):
             table.subtract_bodies(x, index + 9, values, rows, divisors, None, 0)
         with pytest.raises(IndexError):
@@ -111,9 +112,10 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_a_value_that_is_not_finite_is_seen() -> None:
     packed, cut = torch.zeros(2, packed_bytes(3, 1), dtype=torch.uint8), torch.tensor([0, 3])
+    shape = BodyShape(cut[1:], cut, cut, 9, 1, 1, 1, cut)
     lows = torch.tensor([[float("inf")], [-2.0]], dtype=torch.float64)
     for table in (cpu, reference):
-        _, tops = table.decode_bodies(packed, 1, cut, lows, lows * 0 + 1.0)
+        _, tops = table.decode_bodies(packed, shape, lows, lows * 0 + 1.0)
         assert not tops[0].isfinite()
         assert float(tops[1]) == 2.0
 

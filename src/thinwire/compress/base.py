@@ -21,7 +21,7 @@ from thinwire.compress.layout import Layout, Scope, cut, sums_within
 from thinwire.compress.payload import Codes, Kept, Payload
 from thinwire.errors import ConfigError
 from thinwire.flat import Spans, starts_of
-from thinwire.kernels import Owed
+from thinwire.kernels import Marked, Owed
 from thinwire.keys import Key
 from thinwire.value import Value
 
@@ -128,11 +128,11 @@ class Compressor(Value, ABC):
         """
         return self.payload_of(self.keep(u, key, spans))
 
-    def keep(self, u: Tensor | Owed, key: Key, spans: Spans | None = None) -> Kept:
+    def keep(self, u: Tensor | Owed | Marked, key: Key, spans: Spans | None = None) -> Kept:
         """Returns what is kept of u, before it is quantized: the first half of `compress`.
 
         Args:
-            u: (d,) float32, or what it is formed of.
+            u: (d,) float32, or what it is formed of, or with marks.
             key: names the randomness.
             spans: the tensors; None for one plain vector.
         """

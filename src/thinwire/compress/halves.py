@@ -17,7 +17,7 @@ from thinwire.compress.base import Compressor
 from thinwire.compress.layout import CODINGS, SCALES, Coding, Layout, Scope, pieces
 from thinwire.compress.payload import Codes, Steps
 from thinwire.errors import ConfigError
-from thinwire.kernels import Owed
+from thinwire.kernels import Marked, Owed
 from thinwire.keys import Key
 from thinwire.value import one_of, whole
 
@@ -29,6 +29,8 @@ class Sparsifier(Compressor):
     drops: ClassVar[bool] = True
     sees_nonfinite: ClassVar[bool] = False
     """Whether a vector that holds a NaN or an infinity has one among its kept entries."""
+    by_marks: ClassVar[bool] = False
+    """Whether it finds what it keeps of a marked vector without a look at all of it."""
     scope: Scope | None
     chunk: int
 
@@ -53,8 +55,9 @@ class Sparsifier(Compressor):
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor | None:
         """Returns the kept positions, (n,) int64 ascending, or None for all of them."""
 
-    def take(self, u: Tensor | Owed, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
+    def take(self, u: Tensor | Owed | Marked, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
         """Returns the kept positions and u there, (n,) float32."""
+        u = u.x if isinstance(u, Marked) else u
         table = kernels.active(u.anchor.device if isinstance(u, Owed) else u.device)
         vector = table.owe(u) if isinstance(u, Owed) else u
         index = self.select(vector, at, key)

@@ -11,7 +11,7 @@ from thinwire import kernels
 from thinwire.compress.halves import Sparsifier
 from thinwire.compress.kept import check_kept, kept_of
 from thinwire.compress.layout import Layout, Scope
-from thinwire.kernels import Owed
+from thinwire.kernels import Marked, Owed
 from thinwire.keys import Key
 
 
@@ -44,6 +44,7 @@ class TopK(Sparsifier):
     """
 
     sees_nonfinite: ClassVar[bool] = True
+    by_marks: ClassVar[bool] = True
     k: int | None = None
     density: float | None = None
     scope: Scope = "tensor"
@@ -63,7 +64,9 @@ class TopK(Sparsifier):
     def select(self, u: Tensor, at: Layout, key: Key) -> Tensor:
         return kernels.active(u.device).topk(u, at.groups, at.counts)
 
-    def take(self, u: Tensor | Owed, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
+    def take(self, u: Tensor | Owed | Marked, at: Layout, key: Key) -> tuple[Tensor | None, Tensor]:
+        if isinstance(u, Marked):
+            return kernels.active(u.x.device).pick_marked(u, at.groups, at.counts)
         if isinstance(u, Owed):
             return kernels.active(u.anchor.device).pick(u, at.groups, at.counts)
         return super().take(u, at, key)

@@ -4,75 +4,58 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from thinwire.hub.journal import Journal, Record
+from thinwire.hub.threads import Thread
 
 Item = Record | int
 """A record; or a number, from which on records go to that generation's file."""
+Then = Callable[[BaseException | None], None]
+"""Is told on the loop that the disk has it, or why it does not."""
 
 
 class Commits:
-    """Records on their way to the disk, in order.
+    """Records on their way to the disk, in order; made where a loop runs.
 
     Args:
         journal: where they go.
         linger: seconds to wait for more before each sync: fewer syncs, later answers.
-        failed: is called once if the disk fails; nothing is durable any more.
+        failed: is called once, on the loop, if the disk fails; nothing is durable any more.
     """
 
     def __init__(
         self, journal: Journal, linger: float, failed: Callable[[BaseException], None]
     ) -> None:
-        self.journal, self.linger, self.failed = journal, linger, failed
+        self.journal, self.failed = journal, failed
+        self.loop = asyncio.get_running_loop()
         self.batches = self.records = 0
-        self._thread = ThreadPoolExecutor(1, "thinwire-journal")
-        self._waiting: list[Item] = []
-        self._next: asyncio.Future[None] | None = None
-        self._current: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._broken: BaseException | None = None
+        self._thread = Thread("thinwire-journal", self._commit, linger)
 
-    def add(self, items: Sequence[Item]) -> asyncio.Future[None]:
-        """Takes items; the answer is there when they and all before them are on the disk."""
-        loop = asyncio.get_running_loop()
-        if not items:
-            last = self._next or self._current
-            if last is None:
-                last = loop.create_future()
-                last.set_result(None)
-            return last
-        self._waiting += items
-        if self._next is None:
-            self._next = loop.create_future()
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run())
-        return self._next
+    def add(self, items: Sequence[Item], then: Then) -> None:
+        """Takes items, from any thread; `then` follows when they and all before are on the disk."""
+        self._thread.hand((items, then))
 
     async def close(self) -> None:
         """Returns when the last record is on the disk; takes none after it."""
-        await asyncio.shield(self.add(()))
-        self._thread.shutdown()
+        await self._thread.close()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            if self.linger:
-                await asyncio.sleep(self.linger)
-            batch, self._waiting = self._waiting, []
-            done, self._next = self._next, None
-            assert done is not None
-            self._current = done
+    def _commit(self, batch: list[tuple[Sequence[Item], Then]]) -> None:
+        items = [item for some, _ in batch for item in some]
+        if self._broken is None and items:
             try:
-                await loop.run_in_executor(self._thread, self._write, batch)
+                self._write(items)
+                self.batches += 1
+                self.records += len(items)
             except BaseException as error:
-                done.set_exception(error)
-                done.exception()
-                self.failed(error)
-                raise
-            self.batches += 1
-            self.records += len(batch)
-            done.set_result(None)
-        self._current = None
+                self._broken = error
+                self._tell([self.failed])
+        self._tell([then for _, then in batch])
+
+    def _tell(self, those: Sequence[Callable[..., None]]) -> None:
+        with suppress(RuntimeError):  # The loop is gone, and who waited with it.
+            self.loop.call_soon_threadsafe(_each, those, self._broken)
 
     def _write(self, batch: list[Item]) -> None:
         records: list[Record] = []
@@ -84,3 +67,8 @@ class Commits:
                 self.journal.begin(item)
                 records = []
         self.journal.append(records)
+
+
+def _each(those: Sequence[Callable[..., None]], broken: BaseException | None) -> None:
+    for then in those:
+        then(broken)

@@ -18,11 +18,9 @@ from thinwire.exchange.base import Here
 from thinwire.exchange.hub import (
     ENTRY,
     HUB,
-    PIECE,
     Hub,
     is_plain,
     largest,
-    stream_key,
 )
 from thinwire.exchange.hub_rules import ByWeight, Stream
 from thinwire.flat import Spans
@@ -34,8 +32,8 @@ from thinwire.hub.replies import Replies
 from thinwire.hub.said import Said, Taken
 from thinwire.hub.state import HubState, Member, bucket
 from thinwire.hub.steps import ALONE, HIGHEST, Steps, divided, stepped
+from thinwire.hub.stream import Speaker
 from thinwire.keys import Key
-from thinwire.wire.body import pack
 from thinwire.wire.frame import Address
 
 MOST_MEMBERS = 65535
@@ -73,6 +71,11 @@ class Core:
         self._reach = inf
         self._replies = Replies(self.run, self.exchange)
         self._steps = Steps(self.compressor, self.spans, is_plain(self.exchange.outer))
+        self._speaker: Speaker | None = None
+        if isinstance(self.exchange.downlink, Stream):
+            C, owed = self.exchange.downlink.compressor, self.state.owed
+            assert owed is not None
+            self._speaker = Speaker(C, self.spans, self.seed, owed, self._steps.covers)
 
     @property
     def live(self) -> int:
@@ -232,10 +235,11 @@ class Core:
             s.ring.push(s.applied, ENTRY.pack(divisor, len(frame)), (frame, update.check))
             return
         s.unsaid += 1
-        assert s.owed is not None
+        assert self._speaker is not None
         assert isinstance(self.exchange.downlink, Stream)
         if s.unsaid >= (self.exchange.downlink.every or self._live):
-            self._say(s.owed, self.exchange.downlink.compressor)
+            self._land()
+            self._speaker.say(s)
 
     def _check_reach(self, member: Member, size: float) -> None:
         # No entry is above the reach, so while that is finite no sum of two can overflow: a look
@@ -249,7 +253,8 @@ class Core:
 
     def _land(self) -> None:
         """Applies what waits, before anybody looks at the model."""
-        self._steps.land(self._moved, self.state.touched, self.state.version)
+        x = self.state.anchor if self._speaker is None else self._speaker.owed
+        self._steps.land(x, self.state.touched, self.state.version)
 
     def _reply(self, member: Member, sequence: int, base: int) -> tuple[bytes, ...]:
         member.stamp = self._stamp()
@@ -262,17 +267,9 @@ class Core:
         if moved is None:
             raise infinite(member)
         news, self.state.outer = moved
+        if self._speaker is not None:
+            self._speaker.forget()
         return news
-
-    def _say(self, owed: Tensor, C: Compressor) -> None:
-        self._land()
-        s = self.state
-        payload = C.compress(owed, stream_key(self.seed, s.version), self.spans)
-        body = pack(payload, C)
-        C.accumulate(s.anchor, payload)
-        C.remove(owed, payload)
-        s.version, s.unsaid = s.version + 1, 0
-        s.ring.push(s.applied, PIECE.pack(len(body)) + body)
 
     @property
     def _moved(self) -> Tensor:

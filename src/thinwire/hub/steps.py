@@ -14,6 +14,7 @@ from thinwire.compress import Codes, Compressor
 from thinwire.exchange.anchors import changed
 from thinwire.exchange.hub import is_plain, largest, subtract
 from thinwire.flat import Spans
+from thinwire.kernels import BodyShape, Marked
 from thinwire.outer import Outer, OuterState
 from thinwire.wire.frame import HEADER
 
@@ -40,7 +41,11 @@ class Steps:
 
     def __init__(self, compressor: Compressor, spans: Spans, plain: bool) -> None:
         self._at, self._quantizer = compressor.layout(spans), compressor.quantizer
-        self._covers = plain and self._has_steps(compressor) and spans.d < _LARGEST
+        self.covers = plain and self._has_steps(compressor) and spans.d < _LARGEST
+        cut = self._at.counts, self._at.groups, self._at.domains, self._at.index_bytes
+        codes = self._quantizer.scales * self._at.n_blocks, self._quantizer.width
+        if self.covers:
+            self._shape = BodyShape(*cut, *codes, self._quantizer.top, self._at.blocks)
         self.most = max(1, _ROOM // max(1, self._at.kept))
         self._tops: list[float] = []
         self._rows: list[int] = []
@@ -64,25 +69,23 @@ class Steps:
         Of a frame's header nothing is looked at.
         """
         self._tops = [np.nan] * len(frames)
-        if not self._covers:
+        if not self.covers:
             return
-        at, q, table, F = self._at, self._quantizer, kernels.active(), len(frames)
+        q, table, shape, F = self._quantizer, kernels.active(), self._shape, len(frames)
         bodies = [memoryview(frame)[HEADER:] for frame in frames]
         # Something must be there for torch to look at.
         data = torch.frombuffer(bytearray().join((*bodies, b"\0")), dtype=torch.uint8)[:-1]
-        ends = torch.from_numpy(np.cumsum([len(body) for body in bodies]))
-        cut = at.counts, at.groups, at.domains
-        scales = q.scales * at.n_blocks
-        fine, self._index, said, packed = table.read_bodies(
-            data, ends, *cut, scales, q.width, q.top
-        )
+        ends = torch.from_numpy(np.cumsum([len(body) for body in bodies], dtype=np.int64))
+        fine, self._index, said, packed = table.read_bodies(data, ends, shape)
+        wrong = ~fine.numpy()
         # What is not fine has scales of any kind.
-        said = torch.where(fine[:, None], said, 0.0).view(-1, q.scales)
-        steps = q.steps(Codes(packed, at.kept, q.width, said), at)
+        said.numpy()[wrong] = 0.0
+        steps = q.steps(Codes(packed, shape.n, q.width, said.view(-1, q.scales)), self._at)
         assert steps is not None
         lows, widths = steps.lows.view(F, -1), steps.steps.view(F, -1)
-        self._values, tops = table.decode_bodies(packed, q.width, at.blocks, lows, widths)
-        self._tops = torch.where(fine, tops, torch.nan).tolist()
+        self._values, tops = table.decode_bodies(packed, shape, lows, widths)
+        tops.numpy()[wrong] = np.nan
+        self._tops = tops.numpy().tolist()
 
     def size(self, row: int) -> float | None:
         """Returns the largest magnitude that a frame says; None where it must be read alone."""
@@ -94,11 +97,11 @@ class Steps:
         self._rows.append(row)
         self._divisors.append(divisor)
 
-    def land(self, x: Tensor, touched: Tensor | None, version: int) -> None:
+    def land(self, x: Tensor | Marked, touched: Tensor | None, version: int) -> None:
         """Takes away from x, in place, what waits, in order.
 
         Args:
-            x: (d,) float32.
+            x: (d,) float32; marked where it has marks.
             touched: (d,) int64, is told when an entry last changed; or None.
             version: that the last of the steps leads to.
         """

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 from thinwire.hub.commits import Commits, Item
 from thinwire.hub.core import Core
 from thinwire.hub.said import Said, Taken
+from thinwire.hub.threads import Thread
 
 T = TypeVar("T")
 Call = Callable[[], tuple[T, Sequence[Item]]]
@@ -32,9 +32,7 @@ class Turns:
 
     def __init__(self, core: Core, commits: Commits) -> None:
         self.core, self.commits = core, commits
-        self._thread = ThreadPoolExecutor(1, "thinwire-core")
-        self._waiting: list[tuple[Ask, asyncio.Future[Any]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._thread = Thread("thinwire-core", self._turn)
 
     async def update(self, said: Said) -> Taken:
         """Returns what became of an update.
@@ -52,27 +50,18 @@ class Turns:
 
     async def close(self) -> None:
         """Returns when all that was asked is done and on the disk; takes nothing after it."""
-        if self._task is not None:
-            await self._task
-        self._thread.shutdown()
+        await self._thread.close()
         await self.commits.close()
 
     def _asked(self, ask: Ask) -> asyncio.Future[Any]:
-        loop = asyncio.get_running_loop()
-        answer = loop.create_future()
-        self._waiting.append((ask, answer))
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run())
+        answer: asyncio.Future[Any] = self.commits.loop.create_future()
+        self._thread.hand((ask, answer))
         return answer
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            turn, self._waiting = self._waiting, []
-            asks = [ask for ask, _ in turn]
-            answers, items = await loop.run_in_executor(self._thread, self._work, asks)
-            futures = [future for _, future in turn]
-            self.commits.add(items).add_done_callback(partial(_tell, futures, answers))
+    def _turn(self, turn: list[tuple[Ask, asyncio.Future[Any]]]) -> None:
+        answers, items = self._work([ask for ask, _ in turn])
+        # Not by way of the loop: what waits there would be waited for.
+        self.commits.add(items, partial(_tell, [future for _, future in turn], answers))
 
     def _work(self, asks: list[Ask]) -> tuple[list[Any], list[Item]]:
         answers: list[Any] = []
@@ -98,9 +87,8 @@ class Turns:
 
 
 def _tell(
-    futures: list[asyncio.Future[Any]], answers: list[Any], safe: asyncio.Future[None]
+    futures: list[asyncio.Future[Any]], answers: list[Any], broken: BaseException | None
 ) -> None:
-    broken = safe.exception()
     for future, answer in zip(futures, answers, strict=True):
         if future.done():
             continue  # Its stream is gone.

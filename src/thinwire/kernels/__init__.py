@@ -22,11 +22,16 @@ from torch import Tensor
 
 from thinwire import host
 from thinwire.errors import ConfigError
+from thinwire.kernels.bodies import BodyShape
 from thinwire.kernels.checks import packed_bytes
+from thinwire.kernels.marked import Marked
 from thinwire.kernels.owed import Owed
 from thinwire.kernels.reference import Key, index_bytes_bound
 
-__all__ = ["NAMES", "Kernels", "Key", "Owed", "active", "index_bytes_bound", "packed_bytes", "use"]
+__all__ = [
+    "NAMES", "BodyShape", "Kernels", "Key", "Marked", "Owed", "active", "index_bytes_bound",
+    "packed_bytes", "use",
+]  # fmt: skip
 
 NAMES = ("reference", "cpu", "gpu")
 
@@ -42,6 +47,7 @@ class Kernels:
     topk: Callable[[Tensor, Tensor, Tensor], Tensor]
     owe: Callable[[Owed], Tensor]
     pick: Callable[[Owed, Tensor, Tensor], tuple[Tensor, Tensor]]
+    pick_marked: Callable[[Marked, Tensor, Tensor], tuple[Tensor, Tensor]]
     settle: Callable[[Owed, Tensor, Tensor], None]
     scatter: Callable[[tuple[Tensor, ...], Tensor, Tensor], None]
     land: Callable[[Tensor, tuple[Tensor, ...], int, float], None]
@@ -68,12 +74,11 @@ class Kernels:
     encode_codes: Callable[[Tensor, int, int], Tensor]
     decode_codes: Callable[[Tensor, int, int, int], tuple[Tensor | None, int, str]]
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
-    read_bodies: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, int, int, int],
-        tuple[Tensor, Tensor, Tensor, Tensor],
+    read_bodies: Callable[[Tensor, Tensor, BodyShape], tuple[Tensor, Tensor, Tensor, Tensor]]
+    decode_bodies: Callable[[Tensor, BodyShape, Tensor, Tensor], tuple[Tensor, Tensor]]
+    subtract_bodies: Callable[
+        [Tensor | Marked, Tensor, Tensor, Tensor, Tensor, Tensor | None, int], None
     ]
-    decode_bodies: Callable[[Tensor, int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    subtract_bodies: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, int], None]
     join_crc: Callable[[int, int, int], int]
 
 

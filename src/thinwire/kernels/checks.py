@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from thinwire.kernels.marked import Marked
 from thinwire.kernels.owed import Owed
 
 KINDS = ("l1", "l2", "max")
@@ -142,7 +143,7 @@ def check_coded(
     steps: torch.Tensor,
 ) -> None:
     """Raises ValueError unless these are packed codes with a low and a step for each group."""
-    n = int(starts[-1]) if starts.numel() else 0
+    n = int(starts.numpy()[-1]) if starts.numel() else 0
     check_starts(starts, n)
     check_packed(packed, n, width)
     check_per_group(starts, lows, steps)
@@ -154,7 +155,7 @@ def check_books(
     packed: torch.Tensor, width: int, starts: torch.Tensor, books: torch.Tensor
 ) -> None:
     """Raises ValueError unless these are packed codes with a float32 book for each group."""
-    n = int(starts[-1]) if starts.numel() else 0
+    n = int(starts.numpy()[-1]) if starts.numel() else 0
     check_starts(starts, n)
     check_packed(packed, n, width)
     if books.dtype != torch.float32 or books.shape != (starts.numel() - 1, 1 << width):
@@ -246,33 +247,22 @@ def check_plain(tensors: tuple[torch.Tensor, ...]) -> None:
             raise ValueError("expected contiguous float32 tensors on one device")
 
 
-def check_bodies(
-    data: torch.Tensor,
-    ends: torch.Tensor,
-    counts: torch.Tensor,
-    starts: torch.Tensor,
-    domains: torch.Tensor,
-) -> int:
-    """Returns how many entries a body says, or raises ValueError unless bodies fill the data.
+def check_bodies(data: torch.Tensor, ends: torch.Tensor) -> None:
+    """Raises ValueError unless bodies fill the data.
 
     Args:
         data: uint8.
         ends: (F,) int64, where each body ends.
-        counts: (G,) int64.
-        starts: (G + 1,) int64.
-        domains: (S + 1,) int64.
     """
     check_typed(data, torch.uint8)
-    check_counts(counts, starts)
-    check_domains(domains, starts)
-    check_starts(torch.cat([ends.new_zeros(1), ends]), data.numel())
-    if int(starts[-1]) > 2**31:
-        raise ValueError(f"indices into {int(starts[-1])} entries are no int32")
-    return int(counts.sum())
+    check_typed(ends, torch.int64)
+    at, last = ends.numpy(), data.numel()
+    if (len(at) and (at[0] < 0 or (at[1:] < at[:-1]).any())) or (at[-1] if len(at) else 0) != last:
+        raise ValueError(f"ends must ascend to {last}")
 
 
 def check_rows(
-    x: torch.Tensor,
+    marked: torch.Tensor | Marked,
     index: torch.Tensor,
     values: torch.Tensor,
     rows: torch.Tensor,
@@ -285,6 +275,11 @@ def check_rows(
         ValueError: when shapes or types differ, or x is not contiguous.
         IndexError: when an index lies outside x, or a row is not there.
     """
+    x = marked.x if isinstance(marked, Marked) else marked
+    if isinstance(marked, Marked):
+        check_marked(marked, marked.starts)
+        if touched is not None:
+            raise ValueError("a vector is marked, or told when an entry changed")
     types = [t.dtype for t in (x, index, values, rows, divisors)]
     if types != [torch.float32, torch.int32, torch.float32, torch.int64, torch.float32]:
         raise ValueError(f"rows of values have other types than {types}")
@@ -294,4 +289,16 @@ def check_rows(
     check_inside(rows, len(index))
     if len(rows) and index.numel():
         # Rows ascend: their ends say where all of them lie.
-        check_inside(index[:, [0, -1]][rows].long().view(-1), x.numel())
+        places, which = index.numpy(), rows.numpy()
+        if places[which, 0].min() < 0 or places[which, -1].max() >= x.numel():
+            raise IndexError(f"index outside a vector of {x.numel()}")
+
+
+def check_marked(marked: Marked, starts: torch.Tensor) -> None:
+    """Raises ValueError unless this is a vector with marks for these groups."""
+    check_vector(marked.x, starts)
+    if not np.array_equal(marked.starts.numpy(), starts.numpy()):
+        raise ValueError("the marks are of other groups")
+    words = (marked.x.numel() + 63) // 64
+    if marked.limits.numel() != starts.numel() - 1 or marked.marks.numel() != 8 * words:
+        raise ValueError("the marks are those of another vector")

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from thinwire import host
+from thinwire.kernels.bodies import BodyShape
 from thinwire.kernels.cpu_bits import padded_words
 from thinwire.kernels.cpu_bodies import decode_bodies, read_bodies, subtract_bodies
 from thinwire.kernels.cpu_codes import largest_code, pack, unpack
@@ -26,6 +27,7 @@ from thinwire.kernels.cpu_entropy_encode import encode_codes
 from thinwire.kernels.cpu_index_decode import decode_index, read_side_by_side
 from thinwire.kernels.cpu_index_encode import encode_index, sum_ahead
 from thinwire.kernels.cpu_lloyd import look_up, two_levels
+from thinwire.kernels.cpu_marked import pick_marked
 from thinwire.kernels.cpu_measure import divide, extrema, first_nonfinite, norms
 from thinwire.kernels.cpu_owed import land, owe, scatter, settle
 from thinwire.kernels.cpu_quantize import quantize, quantize_levels, signs
@@ -33,6 +35,7 @@ from thinwire.kernels.cpu_randk import randk
 from thinwire.kernels.cpu_rotate import hadamard
 from thinwire.kernels.cpu_select import gather, pick, topk
 from thinwire.kernels.cpu_words import words
+from thinwire.kernels.marked import Marked
 from thinwire.kernels.numba_support import array
 from thinwire.kernels.owed import Owed
 
@@ -59,6 +62,7 @@ __all__ = [
     "owe",
     "pack",
     "pick",
+    "pick_marked",
     "quantize",
     "quantize_levels",
     "randk",
@@ -136,11 +140,13 @@ def _call_each() -> None:
     accumulate(host.zeros(3), index, v[:2], 1.0)
     accumulate_codes(host.zeros(3), None, codes, 4, starts, low, step, 1.0)
     accumulate_codes(host.zeros(3), host.ints([0, 1, 2]), codes, 4, starts, low, step, 1.0)
-    _, many, _, packed = read_bodies(
-        places, host.ints([len(places)]), counts, starts, starts, 0, 1, 1
-    )
-    values, _ = decode_bodies(packed, 1, host.ints([0, 2]), low.view(1, 1), step.view(1, 1))
+    shape = BodyShape(counts, starts, starts, len(places), 0, 1, 1, host.ints([0, 2]))
+    _, many, _, packed = read_bodies(places, host.ints([len(places)]), shape)
+    values, _ = decode_bodies(packed, shape, low.view(1, 1), step.view(1, 1))
     rows, one = host.ints([0]), host.floats([1.0])
     for touched in (None, rows.repeat(3)):
         subtract_bodies(host.zeros(3), many.zero_(), values, rows, one, touched, 1)
+    marked = Marked.over(v.clone(), starts)
+    subtract_bodies(marked, many, values, rows, one, None, 1)
+    pick_marked(marked, starts, counts)
     join_crc(1, 2, 3)

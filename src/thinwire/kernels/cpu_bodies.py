@@ -7,9 +7,11 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
+from thinwire.kernels.bodies import BodyShape, check_levels_of
 from thinwire.kernels.cpu_codes import largest_packed, padding_set
 from thinwire.kernels.cpu_decode import decode_stretch
 from thinwire.kernels.cpu_index_decode import read_index
+from thinwire.kernels.marked import Marked
 from thinwire.kernels.numba_support import Array, Number, array, copy, kernel, prefetch
 
 _EARLY = 64
@@ -55,25 +57,19 @@ def _read_bodies(
 
 
 def read_bodies(
-    data: torch.Tensor,
-    ends: torch.Tensor,
-    counts: torch.Tensor,
-    starts: torch.Tensor,
-    domains: torch.Tensor,
-    scales: int,
-    width: int,
-    top: int,
+    data: torch.Tensor, ends: torch.Tensor, shape: BodyShape
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.read_bodies`, where a body is fine."""
-    n = checks.check_bodies(data, ends, counts, starts, domains)
-    F, most = len(ends), reference.index_bytes_bound(counts, starts, domains)
+    checks.check_bodies(data, ends)
+    F, n = len(ends), shape.n
     index = host.empty(F * n, torch.int32).view(F, n)
-    said = host.empty(F * scales).view(F, scales)
-    packed = host.empty(F * checks.packed_bytes(n, width), torch.uint8).view(F, -1)
+    said = host.empty(F * shape.scales).view(F, shape.scales)
+    packed = host.empty(F * shape.code_bytes, torch.uint8).view(F, shape.code_bytes)
     fine = np.empty(F, np.bool_)
     _read_bodies(
-        array(data), array(ends), array(counts), array(starts), array(domains), most, n, width,
-        top, index.numpy(), said.numpy(), packed.numpy(), fine,
+        array(data), array(ends), array(shape.counts), array(shape.starts), array(shape.domains),
+        shape.index_bytes, n, shape.width, shape.top, index.numpy(), said.numpy(), packed.numpy(),
+        fine,
     )  # fmt: skip
     return torch.from_numpy(fine), index, said, packed
 
@@ -93,18 +89,13 @@ def _decode_bodies(
 
 
 def decode_bodies(
-    packed: torch.Tensor,
-    width: int,
-    starts: torch.Tensor,
-    lows: torch.Tensor,
-    steps: torch.Tensor,
+    packed: torch.Tensor, shape: BodyShape, lows: torch.Tensor, steps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.decode_bodies`; what is NaN is NaN."""
-    F, n = len(packed), int(starts[-1])
-    if F:
-        checks.check_coded(packed[0], width, starts, lows[0], steps[0])
+    check_levels_of(packed, shape, lows, steps)
+    F, n = len(packed), shape.n
     out, tops = host.empty(F * n).view(F, n), np.empty(F, np.uint32)
-    given = array(packed), width, array(starts), array(lows), array(steps)
+    given = array(packed), shape.width, array(shape.blocks), array(lows), array(steps)
     _decode_bodies(*given, out.numpy(), tops)
     return out, torch.from_numpy(tops.view(np.float32))
 
@@ -127,8 +118,29 @@ def _subtract_bodies(
                 touched[at[j]] = version + r
 
 
+@kernel
+def _subtract_marked(
+    x: Array, index: Array, values: Array, rows: Array, divisors: Array, starts: Array,
+    limits: Array, marks: Array,
+) -> None:  # fmt: skip
+    last = index.shape[1] - 1
+    for r in range(rows.size):
+        at, said, divisor = index[rows[r]], values[rows[r]], divisors[r]
+        g, limit = 0, limits[0]
+        for j in range(at.size):
+            prefetch(x.ctypes.data + 4 * np.int64(at[min(j + _EARLY, last)]))
+            i = np.int64(at[j])
+            while i >= starts[g + 1]:
+                g += 1
+                limit = limits[g]
+            left = x[i] - np.float32(said[j] / divisor)
+            x[i] = left
+            if not abs(left) < limit:
+                marks[i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+
+
 def subtract_bodies(
-    x: torch.Tensor,
+    x: torch.Tensor | Marked,
     index: torch.Tensor,
     values: torch.Tensor,
     rows: torch.Tensor,
@@ -138,7 +150,10 @@ def subtract_bodies(
 ) -> None:
     """Agrees bit for bit with `reference.subtract_bodies`."""
     checks.check_rows(x, index, values, rows, divisors, touched)
-    marks = np.empty(0, np.int64) if touched is None else array(touched)
-    _subtract_bodies(
-        array(x), array(index), array(values), array(rows), array(divisors), marks, version
-    )
+    given = array(index), array(values), array(rows), array(divisors)
+    if isinstance(x, Marked):
+        marks = array(x.starts), array(x.limits), array(x.marks).view(np.uint64)
+        _subtract_marked(array(x.x), *given, *marks)
+    else:
+        news = np.empty(0, np.int64) if touched is None else array(touched)
+        _subtract_bodies(array(x), *given, news, version)

@@ -118,7 +118,7 @@ def each_group(cuts: Array, work: Callable[[int, int], None]) -> None:
 _KEPT = threading.local()
 
 
-def _room(size: int, n: int) -> Array:
+def room_of(size: int, n: int) -> Array:
     """Returns (2, size) uint32 of undefined content, which the thread's next call writes over.
 
     It is kept from call to call where it is a small part of the n entries: memory that the system
@@ -147,5 +147,5 @@ def pieces_of(
     owner = np.searchsorted(cuts, pieces[:-1], side="right") - 1
     room = np.where(kept > 0, np.minimum(most, np.diff(cuts)) + CHECKED + LINE, 0)[owner]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(room)])
-    index, raw = _room(int(offsets[-1]), n)
+    index, raw = room_of(int(offsets[-1]), n)
     return pieces, owner, offsets, index, raw, np.empty(owner.size, np.int64)

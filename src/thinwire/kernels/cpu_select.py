@@ -195,12 +195,14 @@ def _finish(
             chosen[j] += starts[g]
 
 
-def _select(
-    plain: Array, owed: Any, starts: torch.Tensor, counts: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    n, cuts, kept = int(starts[-1]), array(starts), array(counts)
-    out = host.empty(int(counts.sum()), torch.int64)
-    values = host.empty(out.numel())
+def sifted(
+    plain: Array, owed: Any, cuts: Array, kept: Array
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Collects candidates for the largest of each group: a few more than are kept, most likely.
+
+    Returns the least key that one of each group has, and of the pieces that groups are cut into:
+    their groups, where the room of each begins, the places and bits in it, and how many they are.
+    """
     bounds, most = np.empty(kept.size, np.uint32), np.empty(kept.size, np.int64)
     each_group(cuts, lambda g, end: _bounds(plain, owed, cuts, kept, g, end, bounds, most))
     pieces, owner, offsets, index, raw, found = pieces_of(cuts, kept, most)
@@ -210,7 +212,17 @@ def _select(
         given = plain, owed, pieces, owner, bounds, kept, offsets
         _compact(*given, first, last, index, raw, found)
 
-    each_stretch(n, compact)
+    each_stretch(int(cuts[-1]), compact)
+    return bounds, owner, offsets, index, raw, found
+
+
+def _select(
+    plain: Array, owed: Any, starts: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cuts, kept = array(starts), array(counts)
+    out = host.empty(int(kept.sum()), torch.int64)
+    values = host.empty(out.numel())
+    bounds, owner, offsets, index, raw, found = sifted(plain, owed, cuts, kept)
     given = plain, owed, cuts, kept, bounds, owner, offsets
     made = np.cumsum(kept), out.numpy(), values.numpy()
     each_group(cuts, lambda g, end: _finish(*given, g, end, index, raw, found, *made))

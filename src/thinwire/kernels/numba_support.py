@@ -171,7 +171,8 @@ def group_of(starts: Array, position: Number) -> Number:
 
 def array(t: torch.Tensor) -> Array:
     """Views a tensor as a contiguous array, copying only one that is not contiguous."""
-    return t.detach().contiguous().numpy()
+    # Not asked of one that needs none: each of torch's operations gives the lock back.
+    return (t.detach() if t.requires_grad else t).contiguous().numpy()
 
 
 def bits(t: torch.Tensor) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from thinwire import host
+from thinwire.kernels.bodies import BodyShape, check_levels_of
 from thinwire.kernels.checks import (
     check_bodies,
     check_books,
@@ -24,6 +25,7 @@ from thinwire.kernels.checks import (
     check_inside,
     check_kind,
     check_levels,
+    check_marked,
     check_owed,
     check_packed,
     check_per_group,
@@ -35,6 +37,7 @@ from thinwire.kernels.checks import (
     check_width,
     packed_bytes,
 )
+from thinwire.kernels.marked import Marked
 from thinwire.kernels.owed import Owed
 
 Key = tuple[int, int]
@@ -296,6 +299,32 @@ def pick(
     u = owe(owed)
     index = topk(u, starts, counts)
     return index, gather(u, index)
+
+
+def pick_marked(
+    marked: Marked, starts: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Selects the entries of a marked vector that are largest in magnitude, as `topk` would.
+
+    Limits and marks may be renewed: every entry that reaches the limit of its group is marked.
+
+    Args:
+        marked: a vector with marks for these groups.
+        starts: (G + 1,) int64.
+        counts: (G,) int64, entries to keep, each at most its group's length.
+
+    Returns:
+        (sum of counts,) int64 flat indices, ascending, and x there, float32.
+
+    Examples:
+        >>> cut = torch.tensor([0, 4])
+        >>> x = Marked.over(torch.tensor([1.0, -3.0, 3.0, 0.0]), cut)
+        >>> pick_marked(x, cut, torch.tensor([1]))
+        (tensor([1]), tensor([-3.]))
+    """
+    check_marked(marked, starts)
+    index = topk(marked.x, starts, counts)
+    return index, marked.x[index]
 
 
 def settle(owed: Owed, index: torch.Tensor, said: torch.Tensor) -> None:
@@ -1482,87 +1511,76 @@ def accumulate(
 
 
 def read_bodies(
-    data: torch.Tensor,
-    ends: torch.Tensor,
-    counts: torch.Tensor,
-    starts: torch.Tensor,
-    domains: torch.Tensor,
-    scales: int,
-    width: int,
-    top: int,
+    data: torch.Tensor, ends: torch.Tensor, shape: BodyShape
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reads bodies of one layout: an index section, scales, packed codes, and nothing after them.
+    """Reads bodies of one layout, each with nothing after its last section.
 
     Args:
         data: (bytes,) uint8, the bodies end to end.
         ends: (F,) int64, where each ends.
-        counts: (G,) int64.
-        starts: (G + 1,) int64, at most 2**31.
-        domains: (S + 1,) int64, as in `encode_index`.
-        scales: float32 of each body.
-        width: bits per code, 1..16; there is one for each index.
-        top: the largest code there may be.
+        shape: what a body holds.
 
     Returns:
         Whether each body is as it should be, with finite scales, (F,) bool. Of those: indices,
-        (F, n) int32; scales, (F, scales) float32; packed codes, (F, packed_bytes(n, width)) uint8.
+        (F, n) int32; scales, (F, scales) float32; packed codes, (F, code_bytes) uint8.
 
     Examples:
         >>> data = torch.tensor([3, 6, 0, 0, 128, 63, 1], dtype=torch.uint8)
         >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
-        >>> fine, index, scales, packed = read_bodies(data, torch.tensor([7]), *cut, 1, 1, 1)
+        >>> shape = BodyShape(*cut, 3, 1, 1, 1, torch.tensor([0, 2]))
+        >>> fine, index, scales, packed = read_bodies(data, torch.tensor([7]), shape)
         >>> fine.tolist(), index.tolist(), scales.tolist(), packed.tolist()
         ([True], [[0, 3]], [[1.0]], [[1]])
     """
-    n = check_bodies(data, ends, counts, starts, domains)
-    F, size, most = len(ends), packed_bytes(n, width), index_bytes_bound(counts, starts, domains)
+    check_bodies(data, ends)
+    F, n, scales, size = len(ends), shape.n, shape.scales, shape.code_bytes
     fine = torch.zeros(F, dtype=torch.bool, device=host.CPU)
     index, said = host.empty(F * n, torch.int32).view(F, n), host.empty(F * scales).view(F, scales)
     packed = host.empty(F * size, torch.uint8).view(F, size)
     for f, (low, high) in enumerate(pairwise([0, *ends.tolist()])):
         body = data[low:high]
-        places, used, _ = decode_index(body[:most], counts, starts, domains)
+        cut = shape.counts, shape.starts, shape.domains
+        places, used, _ = decode_index(body[: shape.index_bytes], *cut)
         if places is None or used + 4 * scales + size != len(body):
             continue
         index[f], packed[f] = places, body[len(body) - size :]
         said[f] = body[used : used + 4 * scales].clone().view(torch.float32)
-        fine[f] = bool(said[f].isfinite().all()) and 0 <= largest_code(packed[f], n, width) <= top
+        largest = largest_code(packed[f], n, shape.width)
+        fine[f] = bool(said[f].isfinite().all()) and 0 <= largest <= shape.top
     return fine, index, said, packed
 
 
 def decode_bodies(
-    packed: torch.Tensor,
-    width: int,
-    starts: torch.Tensor,
-    lows: torch.Tensor,
-    steps: torch.Tensor,
+    packed: torch.Tensor, shape: BodyShape, lows: torch.Tensor, steps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Answers what the codes of several bodies stand for, and the largest magnitude of each.
 
     Args:
-        packed: (F, packed_bytes(n, width)) uint8, n = starts[-1].
-        width: bits per code, 1..16.
-        starts: (G + 1,) int64.
-        lows: (F, G) float64, value of code 0.
-        steps: (F, G) float64, distance between codes.
+        packed: (F, code_bytes) uint8.
+        shape: what a body holds.
+        lows: (F, B) float64, value of code 0.
+        steps: (F, B) float64, distance between codes.
 
     Returns:
         (F, n) float32, and (F,) float32: NaN where one is, and 0 where nothing is.
 
     Examples:
         >>> packed, low = torch.tensor([[1]], dtype=torch.uint8), torch.tensor([[-2.0]]).double()
-        >>> decode_bodies(packed, 1, torch.tensor([0, 2]), low, -2 * low)
+        >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
+        >>> shape = BodyShape(*cut, 3, 1, 1, 1, torch.tensor([0, 2]))
+        >>> decode_bodies(packed, shape, low, -2 * low)
         (tensor([[ 2., -2.]]), tensor([2.]))
     """
+    check_levels_of(packed, shape, lows, steps)
     cut = zip(packed, lows, steps, strict=True)
-    said = [decode(one, width, starts, low, step) for one, low, step in cut]
-    values = torch.stack(said) if said else host.empty(0).view(0, int(starts[-1]))
+    said = [decode(one, shape.width, shape.blocks, low, step) for one, low, step in cut]
+    values = torch.stack(said) if said else host.empty(0).view(0, shape.n)
     tops = [float(row.abs().max()) if len(row) else 0.0 for row in values]
     return values, host.floats(tops)
 
 
 def subtract_bodies(
-    x: torch.Tensor,
+    x: torch.Tensor | Marked,
     index: torch.Tensor,
     values: torch.Tensor,
     rows: torch.Tensor,
@@ -1573,7 +1591,7 @@ def subtract_bodies(
     """Takes rows of values away from x in place, one after the other, each divided first.
 
     Args:
-        x: (d,) float32, contiguous; changed.
+        x: (d,) float32, contiguous; changed. Where it is marked, so is what it is changed in.
         index: (F, n) int32, each row ascending without repeats.
         values: (F, n) float32.
         rows: (R,) int64, which of the F, in their order.
@@ -1595,7 +1613,11 @@ def subtract_bodies(
     check_rows(x, index, values, rows, divisors, touched)
     for number, (row, divisor) in enumerate(zip(rows.tolist(), divisors, strict=True)):
         at = index[row].long()
-        accumulate(x, at, values[row] / divisor, -1.0)
+        accumulate(x.x if isinstance(x, Marked) else x, at, values[row] / divisor, -1.0)
+        if isinstance(x, Marked):
+            limits = x.limits[torch.searchsorted(x.starts, at, right=True) - 1]
+            for i in at[~(x.x[at].abs() < limits)].tolist():
+                x.marks[i // 8] |= 1 << i % 8
         if touched is not None:
             touched[at] = version + number
 

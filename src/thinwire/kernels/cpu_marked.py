@@ -1,0 +1,160 @@
+"""Selection among marked entries in Numba: no pass over a vector of which little has changed.
+
+A group of which nothing is known, or too few reach the limit, is looked through once, for so many
+more than are asked for that the next selections find enough of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from thinwire import host
+from thinwire.kernels import checks, reference
+from thinwire.kernels.cpu_candidates import gathered, room_of
+from thinwire.kernels.cpu_owed import NOTHING_OWED
+from thinwire.kernels.cpu_radix import collect, take
+from thinwire.kernels.cpu_select import sifted
+from thinwire.kernels.marked import Marked
+from thinwire.kernels.numba_support import (
+    LINE,
+    Array,
+    Number,
+    array,
+    bits,
+    kernel,
+    prefetch,
+    trailing_zeros,
+)
+
+_MAGNITUDE = np.uint32(reference.MAGNITUDE)
+_INFINITE = np.uint32(0x7F800000)
+_WIDE = 4
+"""Times as many as are asked for reach a new limit."""
+_MOST = 16
+"""Times as many marked entries are more than are worth looking at."""
+_PAYS = 32
+"""A group has so many times more entries than are asked for where marks save anything."""
+_EARLY = 32
+
+_U64 = np.uint64
+
+
+@kernel
+def _inside(word: Number, low: Number, high: Number) -> Number:
+    """Returns a word of marks whose bits are those of the entries from low to high - 1."""
+    first = max(low - LINE * word, 0)
+    last = min(high - LINE * word, LINE)
+    below = (_U64(1) << _U64(first)) - _U64(1)
+    upto = ~_U64(0) if last == LINE else (_U64(1) << _U64(last)) - _U64(1)
+    return upto & ~below
+
+
+@kernel
+def _marked(marks: Array, low: Number, high: Number, most: Number, index: Array) -> Number:
+    """Writes the marked entries from low to high - 1; returns how many, or -1 above the most."""
+    m = 0
+    for word in range(low // LINE, (high + LINE - 1) // LINE):
+        left = marks[word]
+        if left:
+            left &= _inside(word, low, high)
+        if left and m > most - LINE:
+            return -1
+        while left:
+            index[m] = LINE * word + np.int64(trailing_zeros(left))
+            m += 1
+            left &= left - _U64(1)
+    return m
+
+
+@kernel
+def _look(
+    keys: Array, starts: Array, limits: Array, marks: Array, counts: Array, index: Array,
+    raw: Array, ends: Array, out: Array, values: Array, left: Array,
+) -> None:  # fmt: skip
+    """Selects in each group where enough marked entries reach the limit; left is 0 for those."""
+    histogram = np.empty(1 << 16, np.int64)
+    chosen = values.view(np.uint32)
+    for g in range(counts.size):
+        k, limit = counts[g], limits[g]
+        left[g] = k
+        if k == 0 or limit >= _INFINITE:
+            continue
+        m = _marked(marks, starts[g], starts[g + 1], min(index.size, _MOST * k + LINE), index)
+        n = 0
+        for j in range(m):
+            # They lie far apart: what is asked for early is there when its turn comes.
+            prefetch(keys.ctypes.data + 4 * np.int64(index[min(j + _EARLY, m - 1)]))
+            i = np.int64(index[j])
+            reached = np.uint32(keys[i] & _MAGNITUDE) >= limit
+            index[n], raw[n] = i, keys[i]
+            n += np.int64(reached)
+            marks[i // LINE] &= ~(_U64(not reached) << _U64(i % LINE))
+        if n < k:
+            continue
+        to = slice(ends[g] - k, ends[g])
+        take(index[:n], raw[:n], _MAGNITUDE, limit, k, histogram, out[to], chosen[to])
+        left[g] = 0
+
+
+@kernel
+def _mark(marks: Array, low: Number, high: Number, index: Array) -> None:
+    """Marks these entries, and no others from low to high - 1."""
+    for word in range(low // LINE, (high + LINE - 1) // LINE):
+        marks[word] &= ~_inside(word, low, high)
+    for i in index:
+        marks[np.int64(i) // LINE] |= _U64(1) << _U64(np.int64(i) % LINE)
+
+
+@kernel
+def _look_through(
+    keys: Array, starts: Array, limits: Array, marks: Array, left: Array, wide: Array,
+    bounds: Array, owner: Array, offsets: Array, index: Array, raw: Array, found: Array,
+    ends: Array, out: Array, values: Array,
+) -> None:  # fmt: skip
+    """Selects in each group that is left, among candidates, and marks those."""
+    histogram = np.empty(1 << 16, np.int64)
+    chosen = values.view(np.uint32)
+    p = 0
+    for g in range(left.size):
+        k, low, high = left[g], starts[g], starts[g + 1]
+        begin, m, complete, p = gathered(g, p, owner, offsets, index, raw, found)
+        if k == 0:
+            continue
+        limits[g] = _INFINITE
+        there, kept = out[ends[g] - k : ends[g]], chosen[ends[g] - k : ends[g]]
+        if not complete or m < k:
+            collect(keys[low:high], _MAGNITUDE, k, histogram, low, there)
+            for j in range(k):
+                kept[j] = keys[there[j]]
+            continue
+        places, found_there = index[begin : begin + m], raw[begin : begin + m]
+        take(places, found_there, _MAGNITUDE, bounds[g], k, histogram, there, kept)
+        equal = 0
+        for j in range(m):
+            equal += np.int64(np.uint32(found_there[j] & _MAGNITUDE) == bounds[g])
+        # Of so many that equal the bound, some were left out where room ran out.
+        if wide[g] > k and equal < wide[g] and m <= _MOST * k and 0 < bounds[g] < _INFINITE:
+            limits[g] = bounds[g]
+            _mark(marks, low, high, places)
+
+
+def pick_marked(
+    marked: Marked, starts: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Agrees bit for bit with `reference.pick_marked`, and renews limits and marks."""
+    checks.check_marked(marked, starts)
+    checks.check_counts(counts, starts)
+    keys, cuts, kept = bits(marked.x), array(starts), array(counts)
+    limits, marks = bits(marked.limits), array(marked.marks).view(np.uint64)
+    out = host.empty(int(kept.sum()), torch.int64)
+    values, left, ends = host.empty(out.numel()), np.empty_like(kept), np.cumsum(kept)
+    made = ends, out.numpy(), values.numpy()
+    most = int(kept.max(initial=0))
+    index, raw = room_of(min(keys.size, _MOST * most) + 2 * LINE, keys.size)
+    _look(keys, cuts, limits, marks, kept, index, raw, *made, left)
+    if left.any():
+        wide = np.where(_PAYS * left <= np.diff(cuts), _WIDE * left, left)
+        candidates = sifted(keys, NOTHING_OWED, cuts, wide)
+        _look_through(keys, cuts, limits, marks, left, wide, *candidates, *made)
+    return out, values
