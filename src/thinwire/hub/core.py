@@ -15,13 +15,7 @@ from torch import Tensor
 
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Here
-from thinwire.exchange.hub import (
-    ENTRY,
-    HUB,
-    Hub,
-    is_plain,
-    largest,
-)
+from thinwire.exchange.hub import ENTRY, HUB, Hub, is_plain, largest
 from thinwire.exchange.hub_rules import ByWeight, Stream
 from thinwire.flat import Spans
 from thinwire.hub.journal import Record
@@ -139,8 +133,15 @@ class Core:
 
         The bits, answers and records are those of one after the other.
         """
+        answers = self.answers(batch)
+        self.land()
+        return answers
+
+    def answers(self, batch: Sequence[Said]) -> list[Taken | Refused]:
+        """Answers as `updates` does; what is to be applied to the model may wait for `land`."""
         answers: list[Taken | Refused] = []
         for first in range(0, len(batch), self._steps.most):
+            self.land()
             part = batch[first : first + self._steps.most]
             self._steps.read([said.frame for said in part])
             for row, said in enumerate(part):
@@ -149,8 +150,12 @@ class Core:
                 except Refused as refused:
                     # Where it was raised refers to the answers: a circle, kept until it is found.
                     answers.append(refused.with_traceback(None))
-            self._land()
         return answers
+
+    def land(self) -> None:
+        """Applies what waits, before anybody looks at the model."""
+        x = self.state.anchor if self._speaker is None else self._speaker.owed
+        self._steps.land(x, self.state.touched, self.state.version)
 
     def replay(self, record: bytes) -> None:
         """Applies a record of the journal again, as it was applied then."""
@@ -162,7 +167,7 @@ class Core:
         elif event.sequence == (member := self.state.members[self._names[event.number]]).sequence:
             self._steps.read([event.frame])
             self._take(member, event, 0)
-            self._land()
+            self.land()
             member.stamp = self._stamp()
 
     def _answer(self, said: Said, row: int) -> Taken:
@@ -238,31 +243,26 @@ class Core:
         assert self._speaker is not None
         assert isinstance(self.exchange.downlink, Stream)
         if s.unsaid >= (self.exchange.downlink.every or self._live):
-            self._land()
+            self.land()
             self._speaker.say(s)
 
     def _check_reach(self, member: Member, size: float) -> None:
         # No entry is above the reach, so while that is finite no sum of two can overflow: a look
         # at the entries themselves would cost more than the step.
         if self._reach + size > HIGHEST:
-            self._land()
+            self.land()
             self._reach = largest(self._moved)
         if self._reach + size > HIGHEST:
             raise infinite(member)
         self._reach += size
 
-    def _land(self) -> None:
-        """Applies what waits, before anybody looks at the model."""
-        x = self.state.anchor if self._speaker is None else self._speaker.owed
-        self._steps.land(x, self.state.touched, self.state.version)
-
     def _reply(self, member: Member, sequence: int, base: int) -> tuple[bytes, ...]:
         member.stamp = self._stamp()
-        return self._replies.reply(self.state, sequence, base, member.taken, self._land)
+        return self._replies.reply(self.state, sequence, base, member.taken, self.land)
 
     def _step(self, member: Member, index: Tensor | None, step: Tensor) -> Tensor | None:
         """Moves the model; returns which entries may have changed, None for all."""
-        self._land()
+        self.land()
         moved = stepped(self._moved, index, step, self.exchange.outer, self.state.outer)
         if moved is None:
             raise infinite(member)

@@ -106,7 +106,8 @@ class Steps:
             version: that the last of the steps leads to.
         """
         if self._rows:
-            rows, divisors = host.ints(self._rows), host.floats(self._divisors)
+            rows = torch.from_numpy(np.array(self._rows, np.int64))
+            divisors = torch.from_numpy(np.array(self._divisors, np.float32))
             given = self._index, self._values, rows, divisors, touched
             kernels.active().subtract_bodies(x, *given, version - len(rows) + 1)
             self._rows, self._divisors = [], []

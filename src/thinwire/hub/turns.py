@@ -60,8 +60,9 @@ class Turns:
 
     def _turn(self, turn: list[tuple[Ask, asyncio.Future[Any]]]) -> None:
         answers, items = self._work([ask for ask, _ in turn])
-        # Not by way of the loop: what waits there would be waited for.
+        # Not by way of the loop: what waits there would be waited for. The model moves meanwhile.
         self.commits.add(items, partial(_tell, [future for _, future in turn], answers))
+        self.core.land()
 
     def _work(self, asks: list[Ask]) -> tuple[list[Any], list[Item]]:
         answers: list[Any] = []
@@ -73,10 +74,11 @@ class Turns:
                 if isinstance(ask, Said):
                     while upto < len(asks) and isinstance(asks[upto], Said):
                         upto += 1
-                    taken = self.core.updates(asks[at:upto])  # type: ignore[arg-type]
+                    taken = self.core.answers(asks[at:upto])  # type: ignore[arg-type]
                     answers += taken
                     items += [t.record for t in taken if isinstance(t, Taken) and t.record]
                 else:
+                    self.core.land()
                     answer, more = ask()
                     answers.append(answer)
                     items += more
