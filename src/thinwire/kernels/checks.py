@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from thinwire.kernels.marked import Marked
 from thinwire.kernels.owed import Owed
 
 KINDS = ("l1", "l2", "max")
@@ -245,60 +244,3 @@ def check_plain(tensors: tuple[torch.Tensor, ...]) -> None:
     for t in tensors:
         if t.dtype != torch.float32 or t.device != tensors[0].device or not t.is_contiguous():
             raise ValueError("expected contiguous float32 tensors on one device")
-
-
-def check_bodies(data: torch.Tensor, ends: torch.Tensor) -> None:
-    """Raises ValueError unless bodies fill the data.
-
-    Args:
-        data: uint8.
-        ends: (F,) int64, where each body ends.
-    """
-    check_typed(data, torch.uint8)
-    check_typed(ends, torch.int64)
-    at, last = ends.numpy(), data.numel()
-    if (len(at) and (at[0] < 0 or (at[1:] < at[:-1]).any())) or (at[-1] if len(at) else 0) != last:
-        raise ValueError(f"ends must ascend to {last}")
-
-
-def check_rows(
-    marked: torch.Tensor | Marked,
-    index: torch.Tensor,
-    values: torch.Tensor,
-    rows: torch.Tensor,
-    divisors: torch.Tensor,
-    touched: torch.Tensor | None,
-) -> None:
-    """Raises unless these rows of values can be taken away from x in place.
-
-    Raises:
-        ValueError: when shapes or types differ, or x is not contiguous.
-        IndexError: when an index lies outside x, or a row is not there.
-    """
-    x = marked.x if isinstance(marked, Marked) else marked
-    if isinstance(marked, Marked):
-        check_marked(marked, marked.starts)
-        if touched is not None:
-            raise ValueError("a vector is marked, or told when an entry changed")
-    types = [t.dtype for t in (x, index, values, rows, divisors)]
-    if types != [torch.float32, torch.int32, torch.float32, torch.int64, torch.float32]:
-        raise ValueError(f"rows of values have other types than {types}")
-    alike = index.shape == values.shape and rows.shape == divisors.shape
-    if not (x.is_contiguous() and alike) or (touched is not None and touched.shape != x.shape):
-        raise ValueError("rows of values do not fit together")
-    check_inside(rows, len(index))
-    if len(rows) and index.numel():
-        # Rows ascend: their ends say where all of them lie.
-        places, which = index.numpy(), rows.numpy()
-        if places[which, 0].min() < 0 or places[which, -1].max() >= x.numel():
-            raise IndexError(f"index outside a vector of {x.numel()}")
-
-
-def check_marked(marked: Marked, starts: torch.Tensor) -> None:
-    """Raises ValueError unless this is a vector with marks for these groups."""
-    check_vector(marked.x, starts)
-    if not np.array_equal(marked.starts.numpy(), starts.numpy()):
-        raise ValueError("the marks are of other groups")
-    words = (marked.x.numel() + 63) // 64
-    if marked.limits.numel() != starts.numel() - 1 or marked.marks.numel() != 8 * words:
-        raise ValueError("the marks are those of another vector")

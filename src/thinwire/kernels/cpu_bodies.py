@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from thinwire import host
-from thinwire.kernels import checks, reference
-from thinwire.kernels.bodies import BodyShape, check_levels_of
+from thinwire.kernels import reference
+from thinwire.kernels.bodies import BodyShape, check_bodies, check_levels_of, check_rows
 from thinwire.kernels.cpu_codes import largest_packed, padding_set
 from thinwire.kernels.cpu_decode import decode_stretch
 from thinwire.kernels.cpu_index_decode import read_index
@@ -60,7 +60,7 @@ def read_bodies(
     data: torch.Tensor, ends: torch.Tensor, shape: BodyShape
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.read_bodies`, where a body is fine."""
-    checks.check_bodies(data, ends)
+    check_bodies(data, ends)
     F, n = len(ends), shape.n
     index = host.empty(F * n, torch.int32).view(F, n)
     said = host.empty(F * shape.scales).view(F, shape.scales)
@@ -149,7 +149,7 @@ def subtract_bodies(
     version: int,
 ) -> None:
     """Agrees bit for bit with `reference.subtract_bodies`."""
-    checks.check_rows(x, index, values, rows, divisors, touched)
+    check_rows(x, index, values, rows, divisors, touched)
     given = array(index), array(values), array(rows), array(divisors)
     if isinstance(x, Marked):
         marks = array(x.starts), array(x.limits), array(x.marks).view(np.uint64)

@@ -11,6 +11,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import checks, reference
+from thinwire.kernels.bodies import check_marked
 from thinwire.kernels.cpu_candidates import gathered, room_of
 from thinwire.kernels.cpu_owed import NOTHING_OWED
 from thinwire.kernels.cpu_radix import collect, take
@@ -143,7 +144,7 @@ def pick_marked(
     marked: Marked, starts: torch.Tensor, counts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Agrees bit for bit with `reference.pick_marked`, and renews limits and marks."""
-    checks.check_marked(marked, starts)
+    check_marked(marked, starts)
     checks.check_counts(counts, starts)
     keys, cuts, kept = bits(marked.x), array(starts), array(counts)
     limits, marks = bits(marked.limits), array(marked.marks).view(np.uint64)

@@ -14,9 +14,14 @@ import numpy as np
 import torch
 
 from thinwire import host
-from thinwire.kernels.bodies import BodyShape, check_levels_of
-from thinwire.kernels.checks import (
+from thinwire.kernels.bodies import (
+    BodyShape,
     check_bodies,
+    check_levels_of,
+    check_marked,
+    check_rows,
+)
+from thinwire.kernels.checks import (
     check_books,
     check_coded,
     check_counts,
@@ -25,12 +30,10 @@ from thinwire.kernels.checks import (
     check_inside,
     check_kind,
     check_levels,
-    check_marked,
     check_owed,
     check_packed,
     check_per_group,
     check_rotation,
-    check_rows,
     check_typed,
     check_unsigned_levels,
     check_vector,
