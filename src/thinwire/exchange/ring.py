@@ -177,8 +177,7 @@ class Ring(Exchange):
 
     def _two_phase(self, u: Owes, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
-        direction = host.empty(here.spans.d, device=here.device)
-        trouble = Trouble(here, u)
+        direction, trouble = host.empty(here.spans.d, device=here.device), Trouble(here, u)
         pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
         # Each speaks to the right and hears from the left, (owner, rank) as far away on each side.
         hops = [((r + hop) % N, (r - hop) % N) for hop in range(1, N)]
@@ -188,17 +187,18 @@ class Ring(Exchange):
         long = goes_round(max(sum(piece.bound for piece in segment) for segment in pieces))
         tellers = hops[:1] if long else hops  # The means of long ones go round.
         ahead = unheard([p.bound for p in pieces[r]], here.spans.d // N) if long else len(says)
+        held_back = ahead < len(pieces[r])
         told: dict[tuple[int, int], Bytes] = {}
         right, left = hops[0] if hops else (r, r)
 
         def mean_from(owner: int, piece: Piece) -> Take:
             if not long:
                 return Take(owner, piece.bound)
-            return Take(left, piece.bound, right if owner != right else None)
+            return Take(left, piece.bound, right if owner != right else None, held_back)
 
         takes = Takes(
             (
-                *(Take(rank, piece.bound) for rank, piece in hears),
+                *(Take(rank, piece.bound, held_back=held_back) for rank, piece in hears),
                 *(mean_from(owner, piece) for owner, piece in means),
             )
         )
