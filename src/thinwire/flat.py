@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -152,6 +152,44 @@ def write(vector: Tensor, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             tensor.copy_(vector[at : at + tensor.numel()].view(tensor.shape))
             at += tensor.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """anchor - tensors as `difference` has it, formed where it is sliced.
+
+    Args:
+        anchor: (d,) float32.
+        tensors: d entries in all, laid end to end.
+
+    Example:
+        >>> Difference(torch.tensor([3.0, 1.0]), [torch.tensor([2.5]), torch.tensor([1.0])])[:1]
+        tensor([0.5000])
+    """
+
+    anchor: Tensor
+    tensors: Sequence[Tensor]
+
+    def __getitem__(self, at: slice) -> Tensor:
+        low, high, _ = at.indices(len(self.anchor))
+        if high - low == len(self.anchor):
+            return difference(self.anchor, self.tensors)
+        return difference(self.anchor[at], list(_within(self.tensors, low, high)))
+
+
+Vector = Tensor | Difference
+"""(d,) float32, of which a slice is a vector of the caller's own or part of one."""
+ALL = slice(None)
+
+
+def _within(tensors: Sequence[Tensor], low: int, high: int) -> Iterator[Tensor]:
+    """Yields the entries low:high of these tensors laid end to end."""
+    start = 0
+    for tensor in tensors:
+        a, b = max(low - start, 0), min(high - start, tensor.numel())
+        if a < b:
+            yield tensor.detach().reshape(-1)[a:b]
+        start += tensor.numel()
 
 
 def difference(anchor: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from thinwire import host
 from thinwire.exchange import Exchange, Feedback, Gossip, Here, Memory, NoFeedback
 from thinwire.exchange.base import Talk
+from thinwire.flat import Vector
 
 NOTHING = -0.0
 """The one float32 that changes no other when it is added, 0.0 and -0.0 among them."""
@@ -154,8 +155,9 @@ class Watched:
         self._exchange = exchange
         self.entry: Entry
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         """Runs the round and books it."""
+        delta = delta[:]
         feedback, moved = getattr(self._exchange, "feedback", None), delta.double()
         if isinstance(feedback, NoFeedback):
             # The same round, except that it tells what it leaves out.

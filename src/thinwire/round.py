@@ -65,7 +65,7 @@ def one_round(
 
     Source: Qsparse-local-SGD (arXiv 1906.02367), Algorithm 1.
     """
-    delta = flat.difference(state.anchor, params)
+    delta = flat.Difference(state.anchor, params)
     direction, mem = yield from exchange.round(state.anchor, delta, state.mem, here)
     anchor, outer_state = outer.step(state.anchor, direction, state.outer)
     return RoundState(anchor, mem, outer_state, state.round + 1)

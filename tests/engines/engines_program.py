@@ -241,6 +241,35 @@ def many_pieces(group: Any, rank: int) -> Result:
     return {"anchor": optimizer.anchor[::1000].clone()}
 
 
+LONG = 3 << 20
+
+
+def long_coded(group: Any, rank: int) -> Result:
+    """Coded segments of 1 MiB, 4 pieces each, held back; the last entry of round 1 is a NaN's."""
+    held = nn.Parameter(torch.zeros(LONG))
+    optimizer = tw.LocalSGD(
+        [("held", held)],
+        torch.optim.SGD([held], lr=0.1),
+        group=group,
+        **{**tw.qprsgd_ring(H=1), "exchange": tw.Ring(pipeline=1 << 18)},
+    )
+    found = None
+    for round in range(3):
+        with torch.no_grad():
+            held.add_(drawn(rank, round))
+            held[-1] = torch.nan if (rank, round) == (1, 1) else 0.5
+        try:
+            optimizer.sync()
+        except tw.NonFiniteError as error:
+            found = error.found
+            optimizer.write_anchor()
+    return {"found": found, "anchor": optimizer.anchor.clone(), "round": optimizer.round}
+
+
+def drawn(rank: int, round: int) -> torch.Tensor:
+    return torch.randn(LONG, generator=torch.Generator().manual_seed(10 * rank + round))
+
+
 def subgroup(group: Any, rank: int) -> Result:
     """Ranks 1 and 2 of the gang are ranks 0 and 1 of a group of their own."""
     own = dist.new_group(list(SUBGROUP), timeout=timedelta(seconds=PATIENCE))
@@ -317,6 +346,7 @@ def altered(at: int, speaker: int) -> Callable[[Any, int], Result]:
 FRAMED = {"exchange": tw.Server(tw.NoFeedback()), "compressor": tw.Identity()}
 CASES: dict[str, Callable[[Any, int], Result]] = {
     "many pieces": many_pieces,
+    "long coded": long_coded,
     "other H": differing(H=8),
     "other compressor": differing(compressor=tw.TopK(density=0.2) >> tw.Sign()),
     "other exchange": differing(exchange=tw.Gather()),

@@ -65,6 +65,15 @@ def test_a_ring_of_many_pieces_comes_round(gang: list[dict[str, Any]]) -> None:
     assert torch.equal(same_on_all(ranks, "anchor"), torch.full((1200,), 2.0))
 
 
+def test_a_nan_in_the_last_piece_of_a_long_ring_is_told_and_the_next_round_is_right(gang) -> None:
+    ranks = fine(case(gang, "long coded"))
+    assert [(r["found"], r["round"]) for r in ranks] == [([(1, "held")], 2)] * N
+    anchor, moved = same_on_all(ranks, "anchor"), torch.zeros(program.LONG)
+    for round in (0, 2):
+        moved += torch.stack([program.drawn(rank, round) for rank in range(N)]).mean(0)
+    assert (anchor - moved)[:-1].abs().max() < 0.2
+
+
 def same_on_all(ranks: list[dict[str, Any]], name: str) -> torch.Tensor:
     """The tensor all ranks hold, once its bits are seen to be equal."""
     first = ranks[0][name]

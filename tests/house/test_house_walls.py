@@ -22,8 +22,8 @@ from house_source import (
 
 IDS = [str(path.relative_to(SRC)) for path in files()]
 LIVE = (
-    "hub.service", "hub.server", "hub.dial", "hub.join", "runs.log", "snapshots.draws",
-    "transport.gang", "elastic.quorum",
+    "hub.service", "hub.server", "hub.threads", "hub.dial", "hub.join",
+    "runs.log", "snapshots.draws", "transport.gang", "elastic.quorum",
     "transport.watchdog", "transport.distributed", "transport.paced",
 )  # fmt: skip
 """What lives: it reads the clock that it hands to the hub's core as an argument, or keeps the

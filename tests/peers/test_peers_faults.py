@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -137,6 +138,27 @@ def test_all_ranks_name_every_rank_whose_values_are_not_finite(form: str) -> Non
         where = [(0, 4), (1, 38), (N - 1, 0)]
         ends = round_of(tw.Ring(form), heres(UNBIASED, SPANS, N, 3), hurt(N, where, float("nan")))
         same_refusal(ends, [(0, "w"), (1, "b"), (N - 1, "w")], 3)
+
+
+@pytest.mark.parametrize("form", ["ring", "two-phase"])
+@pytest.mark.parametrize("held_back", [False, True])
+def test_each_rank_is_named_with_its_first_tensor_however_late_a_piece_shows_it(
+    monkeypatch: pytest.MonkeyPatch, form: str, held_back: bool
+) -> None:
+    if held_back:
+        # As of long segments: a piece is said when one has been heard, and means go round.
+        monkeypatch.setattr("thinwire.exchange.ring.goes_round", lambda bound: True)
+        monkeypatch.setattr("thinwire.exchange.ring.UNHEARD", 1)
+    spans = Spans(tuple(f"t{n:02}" for n in range(15)), ((4,),) * 15)
+    draw = random.Random(0)
+    for N in (1, 2, 3, 5) * 12:
+        u, first = normal(N, spans.d), {}
+        for _ in range(draw.randint(1, 5)):
+            rank, entry = draw.randrange(N), draw.randrange(spans.d)
+            u[rank][entry] = draw.choice([float("nan"), float("inf"), -float("inf")])
+            first[rank] = min(first.get(rank, "t99"), f"t{entry // 4:02}")
+        ends = round_of(tw.Ring(form, pipeline=3), heres(UNBIASED, spans, N, 3), u)
+        same_refusal(ends, sorted(first.items()), 3)
 
 
 @forms

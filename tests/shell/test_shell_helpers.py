@@ -18,6 +18,8 @@ from shell_cases import (
     whole_state,
 )
 
+from thinwire import flat
+
 
 def test_close_fails_beyond_its_tolerance() -> None:
     a = torch.ones(3)
@@ -89,3 +91,21 @@ def test_whole_state_is_a_copy_and_sees_a_step() -> None:
 def test_through_a_file_gives_equal_values_back() -> None:
     value = {"a": torch.ones(2), "b": [1, {"c": 2.0}]}
     same_bits(through_a_file(value), value)
+
+
+def test_a_difference_formed_in_slices_has_the_bits_of_one_formed_whole() -> None:
+    draws = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.randn(4, 3, generator=draws).T,
+        torch.randn(0, 2, generator=draws),
+        torch.randn(5, generator=draws).bfloat16(),
+        torch.randn(2, 3, generator=draws).double(),
+        torch.randn(1, 2, 2, 2, generator=draws).to(memory_format=torch.channels_last),
+    ]
+    anchor = torch.randn(31, generator=draws)
+    whole = flat.difference(anchor, tensors)
+    lazy = flat.Difference(anchor, tensors)
+    same_bits(lazy[:], whole)
+    for low in range(32):
+        for high in range(low, 32):
+            same_bits(lazy[low:high], whole[low:high])

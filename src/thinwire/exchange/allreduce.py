@@ -14,7 +14,7 @@ from thinwire.errors import ConfigError, NonFiniteError
 from thinwire.exchange.base import Exchange, Here, Memory, Talk, tensor_name
 from thinwire.exchange.feedback import ALARM_BODY, first_broken
 from thinwire.exchange.hear import ALL_RANKS, all_say
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Reduce
 from thinwire.wire.frame import HEADER, Kind, unseal
@@ -47,7 +47,8 @@ class AllReduce(Exchange):
     def init(self, here: Here) -> Memory:
         return {}
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
+        delta = delta[:]
         own = first_broken(None, delta, here)
         return (yield from self.mean(delta, here, lambda: own)), mem
 

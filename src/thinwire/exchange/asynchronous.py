@@ -32,7 +32,7 @@ from thinwire.exchange.feedback import (
 )
 from thinwire.exchange.hear import divided, listen
 from thinwire.exchange.refusal import REFUSAL_BODY, encode_refusal, refusal
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.outer import Average, Outer, OuterState
 from thinwire.schedule import H_at
@@ -91,7 +91,7 @@ class Asynchronous(Exchange):
     def agreed(self, anchor: Tensor, mem: Memory) -> Tensor:
         return mem.get("master/x", anchor)
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         saying = say(delta, mem, here, self.feedback)
         yield from turn((Post(self.root, saying.frame, said_bound(here)),))
         residual = saying.residual(here)

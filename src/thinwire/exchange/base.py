@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thinwire import host
 from thinwire.compress import Compressor
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.schedule import HSchedule
@@ -103,12 +103,13 @@ class Exchange(Value, ABC):
         """Returns the memory before the first round."""
 
     @abstractmethod
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         """Says delta and returns the direction that all agree on, and the new memory.
 
         Args:
             anchor: (d,) float32, the parameters all hold since the last round.
-            delta: (d,) float32, anchor - params; it is the talk's own.
+            delta: (d,) float32, anchor - params, formed where it is sliced; slices of it are the
+                talk's own.
             mem: what `init` or the last round returned.
             here: where this worker stands.
 

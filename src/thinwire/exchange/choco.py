@@ -16,7 +16,7 @@ from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.mending import Mending
 from thinwire.exchange.neighbours import check_graph, mix
 from thinwire.exchange.over_graph import Stepping
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.value import in_range
 
 Trigger = float | tuple[tuple[int, float], ...]
@@ -95,7 +95,8 @@ class Choco(Stepping):
             "missed": host.ints([0]),
         }
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
+        delta = delta[:]
         p, r = mem["p"], mem["r"]
         u, mending = delta + r, Mending.of(mem, anchor, r)
         threshold = self.threshold(here.round)

@@ -11,7 +11,7 @@ from thinwire.exchange.alarm import or_refuse
 from thinwire.exchange.base import Here, Memory, Talk
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix
 from thinwire.exchange.over_graph import Mixing
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +38,8 @@ class DPSGD(Mixing):
         check_graph(self.topology, here.N, "DPSGD", differences=False)
         return {}
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
+        delta = delta[:]
         if self.mixing == "before":
             talk = mix(anchor, here, self.topology, beside=delta)
             heard = yield from or_refuse(talk, here, self.topology)

@@ -14,7 +14,7 @@ from thinwire.exchange.consensus import agreed_step, known_step
 from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import check_graph, mix
 from thinwire.exchange.over_graph import Stepping
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +41,8 @@ class DeepSqueeze(Stepping):
         check_graph(self.topology, here.N, "DeepSqueeze", differences=False)
         return {"residual": here.zeros()}
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
+        delta = delta[:]
         v = anchor - delta + mem["residual"]
         step = known_step(self.gamma, mem)
         talk = mix(v, here, self.topology)

@@ -18,7 +18,7 @@ from thinwire.exchange.feedback import Feedback, check_feedback
 from thinwire.exchange.neighbours import bound_of, leftwards, rightwards
 from thinwire.exchange.over_graph import Stepping
 from thinwire.exchange.refusal import encode_refusal, refusal
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.topology import RandomMatching, Topology
 from thinwire.transport.base import Answer, Ask, Post, Take, turn
 from thinwire.wire.body import in_pieces, unpack
@@ -83,7 +83,8 @@ class EdgeGossip(Stepping):
                 pairs[f"replica of rank {of} at rank {at}"] = replica
         return pairs
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
+        delta = delta[:]
         mem = {"start": anchor, **mem}
         step = known_step(self.gamma, mem)
         talk = self._meet(anchor - delta, mem, here)

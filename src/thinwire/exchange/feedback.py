@@ -12,7 +12,7 @@ from thinwire import host, kernels
 from thinwire.compress import Codes, Compressor, Payload
 from thinwire.errors import ConfigError
 from thinwire.exchange.base import Here, Memory
-from thinwire.flat import Spans
+from thinwire.flat import ALL, Spans, Vector
 from thinwire.host import Bytes
 from thinwire.kernels import Owed
 from thinwire.value import Value, in_range, one_of
@@ -68,11 +68,11 @@ class Feedback(Value):
         in_range(self, "decay", self.decay, 0.0, 1.0)
         one_of(self, "permit", self.permit, ("contraction", "any"))
 
-    def owed(self, delta: Tensor, mem: Memory) -> Tensor:
-        """Returns u = delta + decay m, what is not yet said, as a vector of its own."""
-        m = mem["residual"]
+    def owed(self, delta: Vector, mem: Memory, at: slice = ALL) -> Tensor:
+        """Returns u = delta + decay m, what is not yet said, there, as a vector of its own."""
+        moved, m = delta[at], mem["residual"][at]
         kept = m if self.decay == 1 else m * host.float_(self.decay)
-        return torch.add(delta, kept, out=host.like(delta))
+        return torch.add(moved, kept, out=host.like(m))
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,9 +88,9 @@ class NoFeedback(Value):
     def __post_init__(self) -> None:
         one_of(self, "permit", self.permit, ("unbiased", "biased"))
 
-    def owed(self, delta: Tensor, mem: Memory) -> Tensor:
-        """Returns u = delta: nothing else is remembered."""
-        return delta
+    def owed(self, delta: Vector, mem: Memory, at: slice = ALL) -> Tensor:
+        """Returns u = delta there: nothing else is remembered."""
+        return delta[at]
 
 
 def check_feedback(
@@ -117,7 +117,7 @@ def said_bound(here: Here) -> int:
     return HEADER + max(ALARM_BODY, here.compressor.nbytes(here.spans))
 
 
-def say(delta: Tensor, mem: Memory, here: Here, feedback: Feedback | NoFeedback) -> Saying:
+def say(delta: Vector, mem: Memory, here: Here, feedback: Feedback | NoFeedback) -> Saying:
     """Returns this worker's message: u = delta + m, say C(u); then m = u - said.
 
     Args:

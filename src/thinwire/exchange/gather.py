@@ -21,7 +21,7 @@ from thinwire.exchange.feedback import (
     say,
 )
 from thinwire.exchange.hear import Folding, all_say
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask
 from thinwire.value import of_kind
@@ -54,13 +54,13 @@ class Gather(Exchange):
     def init(self, here: Here) -> Memory:
         return first_residual(self.feedback, here)
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         return (yield from gathered(all_say, delta, mem, here, self.feedback))
 
 
 def gathered(
     say_all: Callable[..., Generator[Ask, Answer, list[Bytes]]],
-    delta: Tensor,
+    delta: Vector,
     mem: Memory,
     here: Here,
     feedback: Feedback | NoFeedback,

@@ -15,7 +15,7 @@ from thinwire.exchange.base import Here, Memory, Talk
 from thinwire.exchange.mending import Mending
 from thinwire.exchange.neighbours import check_accurate, check_graph, mix
 from thinwire.exchange.over_graph import Mixing
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.value import in_range
 
 
@@ -61,10 +61,10 @@ class Gossip(Mixing):
         mem = {"p": here.zeros(), "missed": host.ints([0])}
         return {**mem, "s": here.zeros()} if self.correction else mem
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         p, s = mem["p"], mem["s"] if self.correction else None
         mending = Mending.of(mem, anchor, None if self.mixing == "before" else p)
-        u = torch.add(delta, p, out=host.like(p))
+        u = torch.add(delta[:], p, out=host.like(p))
         u = u if s is None else u.add_(s)
         u = u.add_(mem["owed"]) if "owed" in mem else u
         talk = mix(u, here, self.topology, mending=mending)

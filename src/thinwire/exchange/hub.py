@@ -26,7 +26,7 @@ from thinwire.exchange.feedback import (
     say,
 )
 from thinwire.exchange.hub_rules import Counting, Downlink, Exact, LiveCount, Staleness, Stream
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.keys import SHARED, Key
 from thinwire.outer import Average, Outer
@@ -96,7 +96,7 @@ class Hub(Exchange):
             )
         return {**first_residual(self.feedback, here), "version": host.ints([0])}
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         saying = say(delta, mem, here, self.feedback)
         post = Post(HUB, saying.frame, said_bound(here))
         if saying.frame[3] == Kind.ALARM:

@@ -16,7 +16,7 @@ from thinwire.exchange.consensus import agreed_mean
 from thinwire.exchange.feedback import NoFeedback
 from thinwire.exchange.ring import Ring
 from thinwire.exchange.segments import Trouble, relayed
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.transport.base import Answer, Ask, Post
 from thinwire.value import whole
 
@@ -62,15 +62,15 @@ class Marsit(Exchange):
     def init(self, here: Here) -> Memory:
         return {"residual": here.zeros()}
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
-        u = delta + mem["residual"]
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
+        u = delta[:] + mem["residual"]
         if here.round % self.K == 0:
             exact = Ring("two-phase", NoFeedback())
             dense = replace(here, compressor=Identity())
             direction, _ = yield from exact.round(anchor, u, {}, dense)
             return direction, {"residual": here.zeros()}
-        trouble = Trouble(here)
-        trouble.own(u)
+        trouble = Trouble(here, lambda: u)
+        trouble.look()
         own = float(u.double().abs().sum()) / max(1, here.spans.d)
         scale = yield from agreed_mean(own, here)
         bits = yield from self._sample(u, here, trouble)

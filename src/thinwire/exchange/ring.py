@@ -9,8 +9,9 @@ gather      whole messages travel round, unchanged; all fold them in rank order
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from typing import ClassVar, Literal
 
@@ -31,7 +32,7 @@ from thinwire.exchange.feedback import (
 from thinwire.exchange.gather import gathered
 from thinwire.exchange.hear import divisor, goes_round, passed_on
 from thinwire.exchange.segments import Piece, Takes, Trouble, cut, place, relayed
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.transport.base import Answer, Ask, Post, Take
 from thinwire.value import of_kind, one_of
@@ -39,6 +40,8 @@ from thinwire.value import whole as whole_number
 
 Summed = Generator[Ask, Answer, Tensor]
 """A talk that returns the direction, and puts into e what each entry still owes."""
+Owes = Callable[..., Tensor]
+"""u(at): the entries of u in that slice, all without one; formed anew each time."""
 Form = Literal["ring", "two-phase", "gather", "auto"]
 UNHEARD = 1 << 21
 """Bytes: in pieces so small that more than two hold no more, a rank says as many unheard."""
@@ -127,33 +130,32 @@ class Ring(Exchange):
         form, why = self.choose(compressor)
         return [f"Ring takes the form {form!r}: {why}"]
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         form, _ = self.choose(here.compressor)
         if form == "gather":
             return (yield from gathered(passed_on, delta, mem, here, self.feedback))
-        u = self.feedback.owed(delta, mem)
-        e = host.like(u) if isinstance(self.feedback, Feedback) else None
+        u = partial(self.feedback.owed, delta, mem)
+        e = host.like(anchor) if isinstance(self.feedback, Feedback) else None
         talk = self._ring if form == "ring" else self._two_phase
         return (yield from talk(u, e, here)), keep(mem, e)
 
-    def _ring(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
+    def _ring(self, u: Owes, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
         right, left = (r + 1) % N, (r - 1) % N
-        direction = host.like(u)
+        direction = host.empty(here.spans.d, device=here.device)
         pieces, takes = relayed(here, self.pipeline)
-        trouble = Trouble(here)
-        trouble.own(u)
+        trouble = Trouble(here, u)
         for hop in range(N):
             for piece in pieces[(r - hop) % N]:
                 at = slice(piece.low, piece.high)
-                z, v = u[at], direction[at]
+                z, v = u(at), direction[at]
                 if hop:
                     (frame,) = yield from takes.turn(1)
-                    z = host.like(v)
+                    own, z = z, host.like(v)
                     trouble.hear(frame, piece, left, z, first=True)
-                    z += u[at]
+                    z += own
                 last = hop == N - 1
-                said = trouble.speak(z, piece, v if last or e is not None else None, own=not hop)
+                said = trouble.speak(z, piece, v if last or e is not None else None)
                 if e is not None:
                     e[at] = z - v
                 if last:
@@ -173,11 +175,9 @@ class Ring(Exchange):
         trouble.end()
         return direction
 
-    def _two_phase(self, u: Tensor, e: Tensor | None, here: Here) -> Summed:
+    def _two_phase(self, u: Owes, e: Tensor | None, here: Here) -> Summed:
         N, r = here.N, here.rank
-        direction = host.like(u)
-        trouble = Trouble(here)
-        trouble.own(u)
+        direction, trouble = host.empty(here.spans.d, device=here.device), Trouble(here, u)
         pieces = [list(cut(here, segment, self.pipeline)) for segment in range(N)]
         # Each speaks to the right and hears from the left, (owner, rank) as far away on each side.
         hops = [((r + hop) % N, (r - hop) % N) for hop in range(1, N)]
@@ -187,26 +187,28 @@ class Ring(Exchange):
         long = goes_round(max(sum(piece.bound for piece in segment) for segment in pieces))
         tellers = hops[:1] if long else hops  # The means of long ones go round.
         ahead = unheard([p.bound for p in pieces[r]], here.spans.d // N) if long else len(says)
+        held_back = ahead < len(pieces[r])
         told: dict[tuple[int, int], Bytes] = {}
         right, left = hops[0] if hops else (r, r)
 
         def mean_from(owner: int, piece: Piece) -> Take:
             if not long:
                 return Take(owner, piece.bound)
-            return Take(left, piece.bound, right if owner != right else None)
+            return Take(left, piece.bound, right if owner != right else None, held_back)
 
         takes = Takes(
             (
-                *(Take(rank, piece.bound) for rank, piece in hears),
+                *(Take(rank, piece.bound, held_back=held_back) for rank, piece in hears),
                 *(mean_from(owner, piece) for owner, piece in means),
             )
         )
 
         def to_owner(owner: int, piece: Piece) -> Post:
             at = slice(piece.low, piece.high)
-            said = trouble.speak(u[at], piece, None if e is None else e[at], own=True)
+            own = u(at)
+            said = trouble.speak(own, piece, None if e is None else e[at])
             if e is not None:
-                torch.sub(u[at], e[at], out=e[at])
+                torch.sub(own, e[at], out=e[at])
             return Post(owner, said, piece.bound)
 
         def mean(piece: Piece) -> Bytes:
@@ -215,7 +217,7 @@ class Ring(Exchange):
             t = host.like(w).zero_() if r == 0 else host.like(w)
             for rank in range(N):
                 if rank == r:
-                    t += u[at]
+                    t += u(at)
                 else:
                     said = told.pop((rank, piece.low))
                     trouble.hear(said, piece, rank, t, first=rank == 0)

@@ -123,17 +123,20 @@ class Trouble:
 
     Args:
         here: where this worker stands.
+        own: forms this worker's own vector.
     """
 
-    def __init__(self, here: Here) -> None:
+    def __init__(self, here: Here, own: Callable[[], Tensor]) -> None:
         self._here = here
+        self._own: Callable[[], Tensor] | None = own
         self._found: set[tuple[int, str]] = set()
         self._frame: FrameError | None = None
 
-    def own(self, u: Tensor) -> None:
-        """Notes whether this worker's own vector holds a NaN or an infinity."""
-        broken = first_broken(None, u, self._here)
-        self._note(broken, self._here, self._here.rank)
+    def look(self) -> None:
+        """Notes whether this worker's own vector holds a NaN or an infinity; looks once."""
+        if self._own is not None:
+            broken, self._own = first_broken(None, self._own(), self._here), None
+            self._note(broken, self._here, self._here.rank)
 
     @property
     def error(self) -> NonFiniteError | FrameError | None:
@@ -174,22 +177,24 @@ class Trouble:
         bits = self._read(frame, piece, speaker, lambda reader: _bits(reader, n, device))
         return torch.zeros(n, dtype=torch.int32, device=device) if bits is None else bits
 
-    def speak(self, z: Tensor, piece: Piece, v: Tensor | None = None, own: bool = False) -> Bytes:
+    def speak(self, z: Tensor, piece: Piece, v: Tensor | None = None) -> Bytes:
         """Returns the frame that says C(z), or the trouble.
+
+        Each is looked at as it is said. Who tells of trouble, of whomever, has looked at all of
+        its own vector, so that all ranks hear of the same, and of each rank its first tensor.
 
         Args:
             z: the piece's entries, float32.
             piece: which piece.
             v: where C(z) is put, as its hearers decode it; None for nowhere.
-            own: whether z is of the vector that `own` has looked at.
         """
         here, C = piece.here, piece.here.compressor
-        if not own:
-            self._note(first_broken(None, z, here), here, ALL_RANKS)
+        self._note(first_broken(None, z, here), here, ALL_RANKS)
         if self.error is None:
             payload = C.compress(z, here.key, here.spans)
             self._note(broken_by_saying(payload, z, here), here, ALL_RANKS)
         if self.error is not None:
+            self.look()
             return here.seal(Kind.REFUSAL, encode_refusal(self.error))
         if v is not None:
             C.put(v, payload)

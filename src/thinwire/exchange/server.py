@@ -27,7 +27,7 @@ from thinwire.exchange.feedback import (
 )
 from thinwire.exchange.hear import from_all, hear, heard, to_all
 from thinwire.exchange.refusal import encode_refusal, refusal
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.transport.base import Post, Take, turn
 from thinwire.value import of_kind, whole
@@ -79,7 +79,7 @@ class Server(Exchange):
             mem["down"] = here.zeros()
         return mem
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
         saying = say(delta, mem, here, self.feedback)
         up, down = said_bound(here), reply_bound(self.downlink, here)
         post = Post(self.root, saying.frame, up)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Exchange, Here, Memory, Talk
-from thinwire.flat import Spans
+from thinwire.flat import Spans, Vector
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +39,8 @@ class Without(Exchange):
     def check(self, compressor: Compressor, spans: Spans) -> None:
         self.exchange.check(compressor, spans)
 
-    def round(self, anchor: Tensor, delta: Tensor, mem: Memory, here: Here) -> Talk:
+    def round(self, anchor: Tensor, delta: Vector, mem: Memory, here: Here) -> Talk:
+        delta = delta[:]
         s = here.N / (here.N - len(self.left_out))
         out = here.rank in self.left_out
         given = {k: v / s if k == "down" else v for k, v in mem.items()}

@@ -39,11 +39,14 @@ class Take:
         bound: the most bytes a frame of this kind can have.
         onward: to whom the very frame is posted next, as `relayed`: a transport may pass it on
             while it comes, and the post is then done.
+        held_back: whether its speaker says few frames more than it has heard, so that it fills no
+            queue when it is asked early.
     """
 
     source: int
     bound: int
     onward: int | None = None
+    held_back: bool = False
 
 
 @dataclass(frozen=True)

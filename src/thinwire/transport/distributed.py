@@ -28,6 +28,10 @@ MESSAGE = Cutting(first=1 << 18, each=1 << 18, unread=4)
 """Of Gloo, which aborts the process that receives more than it asked for, and does not say when it
 got less: who receives asks for what the bound allows until it has read how long the frame is."""
 
+HELD_BACK = 3
+"""Frames of speakers that hold back for which is asked however much is outstanding. On a connection
+that is full the other way a question waits behind what is said there, and the line stands still."""
+
 
 @dataclass(eq=False)
 class _Coming:
@@ -166,12 +170,13 @@ class DistributedTransport:
     def _ask(self, ahead: Iterable[Take]) -> None:
         """Asks for what comes next, in this order, as long as the window is open.
 
-        Of the first it always asks for something.
+        Of the first it always asks for something, and for all of a few that are held back.
         """
         # What a speaker says comes in order: first all of one frame, and then the next.
         after: dict[int, int] = {}
-        for take in ahead:
-            if after and not self._window.open:
+        for place, take in enumerate(ahead):
+            early = take.held_back and place < HELD_BACK
+            if after and not (early or self._window.open):
                 break
             number, coming = after.get(take.source, 0), self._coming[take.source]
             if number < 0:
@@ -180,21 +185,21 @@ class DistributedTransport:
                 coming.append(_Coming(take, self._room(take.bound)))
             frame = coming[number]
             if not frame.whole:
-                self._ask_for(frame, not after)
+                self._ask_for(frame, not after, early)
             after[take.source] = number + 1 if frame.whole else -1
 
-    def _ask_for(self, frame: _Coming, awaited: bool) -> None:
-        """Asks for messages of a frame, one at least if it is awaited."""
+    def _ask_for(self, frame: _Coming, awaited: bool, early: bool) -> None:
+        """Asks for messages of a frame, one at least if it is awaited, all that it can if early."""
         bound = frame.take.bound
         n = self._header if frame.n is None else frame.n
-        most = self._cutting.count(n, bound)
-        while frame.asked < most and (self._window.open or (awaited and not frame.on_way)):
+        most, all = self._cutting.count(n, bound), self._cutting.count(frame.n or bound, bound)
+        while frame.asked < most and (early or self._window.open or (awaited and not frame.on_way)):
             cut = self._cutting.cut(frame.asked, bound if frame.n is None else n)
             piece, source = _piece(frame.room, cut), frame.take.source
             frame.on_way.append((_tried(source, self.group.recv, [piece], source, 0), piece))
             frame.asked += 1
             self._window.ask(piece.numel())
-        frame.whole = frame.n is not None and frame.asked == most
+        frame.whole = frame.asked == all
 
     def _room(self, n: int) -> Tensor:
         # Where a frame's body begins on a cache line, its values are read where they lie.

@@ -97,7 +97,7 @@ class PacedTransport:
         """Starts every post, waits for every take as long as the link would, in takes' order."""
         posts = tuple(self._stamp(post) for post in turn.posts)
         takes, coming = (
-            tuple(Take(t.source, t.bound + STAMP) for t in some)
+            tuple(Take(t.source, t.bound + STAMP, held_back=t.held_back) for t in some)
             for some in (turn.takes, turn.coming)
         )
         frames: list[Bytes] = []
