@@ -22,7 +22,6 @@ from live_hub import SETTINGS, Entry, Live, Rude, join, live, train
 import thinwire as tw
 from thinwire.hub import rpc
 from thinwire.hub.hub_pb2 import Beat, Hello, Piece, Up
-from thinwire.kernels import cpu
 from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
 
@@ -115,8 +114,6 @@ def same_json(a: str, b: str) -> bool:
 
 def check_fuzz(folder: Path, count: int) -> tuple[Counter[str], int]:
     logging.getLogger("thinwire.hub").setLevel(logging.CRITICAL)
-    # A kernel that only a rare message needs is else compiled in the middle: some 40 MB.
-    cpu.warm()
     draw, codes, before_memory = random.Random(7), Counter(), 0
     with live(folder, entry=Entry(token=TOKEN)) as hub:
         optimizer, model = join(hub, worker="known", token=TOKEN)
