@@ -118,7 +118,7 @@ def main() -> None:
         cpu_bodies._subtract_bodies,
         cpu_bodies._subtract_marked,
         cpu_marked._look,
-        cpu_marked._look_through,
+        cpu_marked._renew,
     ):
         assert kernel.nopython_signatures
     print("no access out of bounds")

@@ -41,10 +41,10 @@ class Steps:
 
     def __init__(self, compressor: Compressor, spans: Spans, plain: bool) -> None:
         self._at, self._quantizer = compressor.layout(spans), compressor.quantizer
-        self.covers = plain and self._has_steps(compressor) and spans.d < _LARGEST
         cut = self._at.counts, self._at.groups, self._at.domains, self._at.index_bytes
         codes = self._quantizer.scales * self._at.n_blocks, self._quantizer.width
-        if self.covers:
+        self._shape: BodyShape | None = None
+        if plain and self._has_steps(compressor) and spans.d < _LARGEST:
             self._shape = BodyShape(*cut, *codes, self._quantizer.top, self._at.blocks)
         self.most = max(1, _ROOM // max(1, self._at.kept))
         self._tops: list[float] = []
@@ -59,6 +59,11 @@ class Steps:
         return q.steps(none, at) is not None
 
     @property
+    def covers(self) -> bool:
+        """Whether bodies of the operator are read together."""
+        return self._shape is not None
+
+    @property
     def waiting(self) -> int:
         """Updates that are still to be applied."""
         return len(self._rows)
@@ -69,9 +74,9 @@ class Steps:
         Of a frame's header nothing is looked at.
         """
         self._tops = [np.nan] * len(frames)
-        if not self.covers:
-            return
         q, table, shape, F = self._quantizer, kernels.active(), self._shape, len(frames)
+        if shape is None:
+            return
         bodies = [memoryview(frame)[HEADER:] for frame in frames]
         # Something must be there for torch to look at.
         data = torch.frombuffer(bytearray().join((*bodies, b"\0")), dtype=torch.uint8)[:-1]

@@ -26,7 +26,7 @@ class Speaker:
     def __init__(
         self, compressor: Compressor, spans: Spans, seed: int, owed: Tensor, by_entries: bool
     ) -> None:
-        self._C, self._spans, self._seed = compressor, spans, seed
+        self._C, self._spans, self._seed, self._x = compressor, spans, seed, owed
         self.owed: Tensor | Marked = owed
         if by_entries and compressor.sparsifier.by_marks:
             self.owed = Marked.over(owed, compressor.layout(spans).groups)
@@ -42,7 +42,6 @@ class Speaker:
         payload = C.payload_of(C.keep(self.owed, key, self._spans))
         body = pack(payload, C)
         C.accumulate(s.anchor, payload)
-        assert s.owed is not None
-        C.remove(s.owed, payload)
+        C.remove(self._x, payload)
         s.version, s.unsaid = s.version + 1, 0
         s.ring.push(s.applied, PIECE.pack(len(body)) + body)

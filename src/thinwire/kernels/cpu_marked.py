@@ -12,10 +12,10 @@ import torch
 from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.bodies import check_marked
-from thinwire.kernels.cpu_candidates import gathered, room_of
+from thinwire.kernels.cpu_candidates import room_of
 from thinwire.kernels.cpu_owed import NOTHING_OWED
-from thinwire.kernels.cpu_radix import collect, take
-from thinwire.kernels.cpu_select import sifted
+from thinwire.kernels.cpu_radix import take
+from thinwire.kernels.cpu_select import finish, sifted
 from thinwire.kernels.marked import Marked
 from thinwire.kernels.numba_support import (
     LINE,
@@ -99,45 +99,33 @@ def _look(
 
 
 @kernel
-def _mark(marks: Array, low: Number, high: Number, index: Array) -> None:
-    """Marks these entries, and no others from low to high - 1."""
-    for word in range(low // LINE, (high + LINE - 1) // LINE):
-        marks[word] &= ~_inside(word, low, high)
-    for i in index:
-        marks[np.int64(i) // LINE] |= _U64(1) << _U64(np.int64(i) % LINE)
-
-
-@kernel
-def _look_through(
-    keys: Array, starts: Array, limits: Array, marks: Array, left: Array, wide: Array,
+def _renew(
+    starts: Array, limits: Array, marks: Array, left: Array, wide: Array,
     bounds: Array, owner: Array, offsets: Array, index: Array, raw: Array, found: Array,
-    ends: Array, out: Array, values: Array,
 ) -> None:  # fmt: skip
-    """Selects in each group that is left, among candidates, and marks those."""
-    histogram = np.empty(1 << 16, np.int64)
-    chosen = values.view(np.uint32)
+    """Marks the candidates of each group that is left, and none else of it, if they will do."""
     p = 0
     for g in range(left.size):
-        k, low, high = left[g], starts[g], starts[g + 1]
-        begin, m, complete, p = gathered(g, p, owner, offsets, index, raw, found)
-        if k == 0:
+        first, m, equal, complete = p, 0, 0, True
+        while p < owner.size and owner[p] == g:
+            complete = complete and found[p] >= 0
+            m += found[p]
+            for j in range(offsets[p], offsets[p] + found[p]):
+                equal += np.int64(np.uint32(raw[j] & _MAGNITUDE) == bounds[g])
+            p += 1
+        if left[g] == 0:
             continue
         limits[g] = _INFINITE
-        there, kept = out[ends[g] - k : ends[g]], chosen[ends[g] - k : ends[g]]
-        if not complete or m < k:
-            collect(keys[low:high], _MAGNITUDE, k, histogram, low, there)
-            for j in range(k):
-                kept[j] = keys[there[j]]
-            continue
-        places, found_there = index[begin : begin + m], raw[begin : begin + m]
-        take(places, found_there, _MAGNITUDE, bounds[g], k, histogram, there, kept)
-        equal = 0
-        for j in range(m):
-            equal += np.int64(np.uint32(found_there[j] & _MAGNITUDE) == bounds[g])
+        few = left[g] <= m <= _MOST * left[g] and wide[g] > left[g]
         # Of so many that equal the bound, some were left out where room ran out.
-        if wide[g] > k and equal < wide[g] and m <= _MOST * k and 0 < bounds[g] < _INFINITE:
-            limits[g] = bounds[g]
-            _mark(marks, low, high, places)
+        if not (complete and few and equal < wide[g] and 0 < bounds[g] < _INFINITE):
+            continue
+        limits[g] = bounds[g]
+        for word in range(starts[g] // LINE, (starts[g + 1] + LINE - 1) // LINE):
+            marks[word] &= ~_inside(word, starts[g], starts[g + 1])
+        for q in range(first, p):
+            for i in index[offsets[q] : offsets[q] + found[q]]:
+                marks[np.int64(i) // LINE] |= _U64(1) << _U64(np.int64(i) % LINE)
 
 
 def pick_marked(
@@ -157,5 +145,6 @@ def pick_marked(
     if left.any():
         wide = np.where(_PAYS * left <= np.diff(cuts), _WIDE * left, left)
         candidates = sifted(keys, NOTHING_OWED, cuts, wide)
-        _look_through(keys, cuts, limits, marks, left, wide, *candidates, *made)
+        _renew(cuts, limits, marks, left, wide, *candidates)
+        finish(keys, NOTHING_OWED, cuts, left, candidates, made)
     return out, values

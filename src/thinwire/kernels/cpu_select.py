@@ -195,9 +195,11 @@ def _finish(
             chosen[j] += starts[g]
 
 
-def sifted(
-    plain: Array, owed: Any, cuts: Array, kept: Array
-) -> tuple[Array, Array, Array, Array, Array, Array]:
+Candidates = tuple[Array, Array, Array, Array, Array, Array]
+Made = tuple[Array, Array, Array]
+
+
+def sifted(plain: Array, owed: Any, cuts: Array, kept: Array) -> Candidates:
     """Collects candidates for the largest of each group: a few more than are kept, most likely.
 
     Returns the least key that one of each group has, and of the pieces that groups are cut into:
@@ -216,16 +218,26 @@ def sifted(
     return bounds, owner, offsets, index, raw, found
 
 
+def finish(
+    plain: Array, owed: Any, cuts: Array, kept: Array, candidates: Candidates, made: Made
+) -> None:
+    """Selects among candidates, of each group as many as are kept.
+
+    Made are the places and values of all groups end to end, and where each group's end.
+    """
+    bounds, owner, offsets, index, raw, found = candidates
+    given = plain, owed, cuts, kept, bounds, owner, offsets
+    each_group(cuts, lambda g, end: _finish(*given, g, end, index, raw, found, *made))
+
+
 def _select(
     plain: Array, owed: Any, starts: torch.Tensor, counts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     cuts, kept = array(starts), array(counts)
     out = host.empty(int(kept.sum()), torch.int64)
     values = host.empty(out.numel())
-    bounds, owner, offsets, index, raw, found = sifted(plain, owed, cuts, kept)
-    given = plain, owed, cuts, kept, bounds, owner, offsets
-    made = np.cumsum(kept), out.numpy(), values.numpy()
-    each_group(cuts, lambda g, end: _finish(*given, g, end, index, raw, found, *made))
+    candidates = sifted(plain, owed, cuts, kept)
+    finish(plain, owed, cuts, kept, candidates, (np.cumsum(kept), out.numpy(), values.numpy()))
     return out, values
 
 
