@@ -38,7 +38,7 @@ from thinwire.hub.server import HubServer, Limits
 from thinwire.hub.service import send
 from thinwire.hub.settings import HubSettings
 from thinwire.kernels import cpu
-from thinwire.memory import keep_freed
+from thinwire.memory import keep_freed, set_aside
 from thinwire.runs import ran_on
 from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
@@ -92,6 +92,7 @@ def serve_echo(sizes: list[int], says: Connection) -> None:
             )
 
     keep_freed()
+    set_aside()
 
     async def main() -> None:
         stop = asyncio.Event()

@@ -6,9 +6,9 @@
     python bench/netlab/peers.py --data DIR --quality  # accuracy after more steps, unshaped
 
 First `tune.py` counts every peer's steps. A probe is a few steps and rounds of a peer on links of a
-rate; with them each peer's settings are chosen. Where a whole run takes ten minutes at most and is
-wanted, it is made; elsewhere steps x seconds a step stands in its place, marked so. Each cell is a
-file in --runs, and is not run again. Needs root.
+rate; with them each peer's settings are chosen. Where a whole run takes ten minutes at most, it is
+made; elsewhere steps x seconds a step stands in its place, marked so. Each cell is a file in
+--runs, and is not run again. Needs root.
 """
 
 from __future__ import annotations
@@ -97,20 +97,10 @@ class Bench:
         return found
 
     def whole(self, rate: str) -> list[Cell]:
-        """Returns the whole runs at a rate: thinwire's best, the best rival, and the main ones."""
-        best = {name: self.best(name, rate) for name in self.names}
-        best = {name: found for name, found in best.items() if found is not None}
-        order = sorted(best, key=lambda name: best[name][1])
-        own = [name for name in order if name.startswith("thinwire")]
-        others = [name for name in order if not name.startswith("thinwire")]
-        wanted = own[:1] + others[:2]
-        if rate == "100mbit" or self.said.quick:
-            wanted = own[:2] + others[:3] + [n for n in others[3:] if "PowerSGD" in n]
-        if rate == "1gbit":
-            wanted = own[:1] + others[:1] + [n for n in others[1:] if n == "DDP"]
+        """Returns the whole runs at a rate, the fastest peers first."""
+        best = [b for b in (self.best(name, rate) for name in self.names) if b is not None]
         cells = []
-        for name in dict.fromkeys(wanted):
-            peer, seconds, _, _ = best[name]
+        for peer, seconds, _, _ in sorted(best, key=lambda b: b[1]):
             if seconds <= TOO_LONG:
                 for seed in self.said.seeds or ((0,) if self.said.quick else SEEDS):
                     steps = 96 if self.said.quick else 1536

@@ -174,7 +174,12 @@ class Difference:
         low, high, _ = at.indices(len(self.anchor))
         if high - low == len(self.anchor):
             return difference(self.anchor, self.tensors)
-        return difference(self.anchor[at], list(_within(self.tensors, low, high)))
+        return difference(self.anchor[at], list(_within(self._rows, low, high)))
+
+    @cached_property
+    def _rows(self) -> list[Tensor]:
+        """Each tensor as one row: a copy, and only one, where it does not lie in memory so."""
+        return [tensor.detach().reshape(-1) for tensor in self.tensors]
 
 
 Vector = Tensor | Difference
@@ -182,14 +187,14 @@ Vector = Tensor | Difference
 ALL = slice(None)
 
 
-def _within(tensors: Sequence[Tensor], low: int, high: int) -> Iterator[Tensor]:
-    """Yields the entries low:high of these tensors laid end to end."""
+def _within(rows: Sequence[Tensor], low: int, high: int) -> Iterator[Tensor]:
+    """Yields the entries low:high of these rows laid end to end."""
     start = 0
-    for tensor in tensors:
-        a, b = max(low - start, 0), min(high - start, tensor.numel())
+    for row in rows:
+        a, b = max(low - start, 0), min(high - start, len(row))
         if a < b:
-            yield tensor.detach().reshape(-1)[a:b]
-        start += tensor.numel()
+            yield row[a:b]
+        start += len(row)
 
 
 def difference(anchor: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -32,11 +33,11 @@ from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
 from thinwire.hub.state import first_state
 from thinwire.hub.turns import Turns
 from thinwire.keys import Key
-from thinwire.memory import keep_freed
+from thinwire.memory import keep_freed, set_aside
 from thinwire.parameters import described
 from thinwire.value import in_range, whole
 
-SWITCH = 1e-4
+SWITCH = 5e-4
 """Seconds that a thread of a hub's process may hold the interpreter while another waits."""
 
 
@@ -161,6 +162,7 @@ class HubServer:
         # The journal's thread must get the interpreter's lock back quickly after each sync.
         sys.setswitchinterval(SWITCH)
         keep_freed()
+        set_aside()
         self.server = grpc.aio.server(options=rpc.OPTIONS)
         self.server.add_generic_rpc_handlers((self.service.handlers(),))
         try:
@@ -204,6 +206,7 @@ class HubServer:
             self.journal.begin(generation)
             self.journal.snapshot(generation, parts)
         self.journal.close()
+        gc.unfreeze()
         state = self.core.state
         LOG.info("down: %d updates applied, staleness %s", state.applied, state.histogram)
         if self.failure is not None:
