@@ -173,7 +173,7 @@ INNER: dict[str, list[dict[str, Any]]] = {
         *({"lr": lr, "beta": 0.9} for lr in (0.1, 0.05, 0.2)),
         *({"lr": lr, "beta": 0.0} for lr in (0.5, 1.0, 0.3)),
     ],
-    "gpt": [{"lr": lr, "beta": 0.9} for lr in (3e-3, 5e-3, 2e-3)],
+    "gpt": [{"lr": lr, "beta": 0.9} for lr in (1e-3, 5e-4, 2e-3, 3e-3)],
 }
 """Inner steps: SGD with and without Nesterov momentum for the MLP, AdamW for the GPT."""
 KEPT = 2
