@@ -37,9 +37,11 @@ WARM = 2
 
 def hooked(model: nn.Module, said: dict[str, Any]) -> DistributedDataParallel:
     """Returns the model under DDP, with torch's hook of that name where one is named."""
-    # One bucket: PowerSGD with several crashes or hangs over Gloo.
-    wrapped = DistributedDataParallel(model, bucket_cap_mb=1000)
     hook = said.get("hook")
+    # PowerSGD with several buckets crashes or hangs over Gloo, and post-local SGD gains nothing by
+    # them; for the others they are torch's own choice.
+    one = 1000 if hook in ("powersgd", "post_local_sgd") else None
+    wrapped = DistributedDataParallel(model, bucket_cap_mb=one)
     if hook == "fp16":
         wrapped.register_comm_hook(None, default_hooks.fp16_compress_hook)
     elif hook == "powersgd":

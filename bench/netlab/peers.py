@@ -3,7 +3,7 @@
     python bench/netlab/peers.py --data DIR --list     # what would be run, and how long it takes
     python bench/netlab/peers.py --data DIR --all      # probes, then whole runs, then RESULTS.md
     python bench/netlab/peers.py --data DIR --quick    # a few peers and steps: does it work here?
-    python bench/netlab/peers.py --data DIR --quality  # accuracy after more steps, unshaped
+    python bench/netlab/peers.py --data DIR --quality  # how good each becomes, in lock-step
 
 First `tune.py` counts every peer's steps. A probe is a few steps and rounds of a peer on links of a
 rate; with them each peer's settings are chosen. Where a whole run takes ten minutes at most, it is
@@ -22,11 +22,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lab import ABOUT, Lab
 from peer_costs import RATES, Cost, Peer, choose, counted, nominal, probed
 from peer_methods import PEERS
 from peer_results import write
 from tasks import task
+from tune import stem, trained
 
 from thinwire import units
 from thinwire.cli.output import machine, write_atomically
@@ -43,7 +45,6 @@ JUDGING = 6.0
 SEEDS = (0, 1, 2)
 QUICK = ("DDP PowerSGD", "PostLocalSGDOptimizer", "torchft LocalSGD", "torchft DiLoCo",
          "thinwire SignTopK", "thinwire ring 8 bits")  # fmt: skip
-QUALITY_STEPS = 1500
 Cell = dict[str, Any]
 
 
@@ -107,17 +108,18 @@ class Bench:
                     cells.append(self._cell("whole", peer, rate, seed, steps, stop=True))
         return cells
 
-    def quality(self) -> list[Cell]:
-        """Returns runs that go on to the same number of steps, unshaped: of DDP, and of ours."""
-        chosen = [self.best("DDP", "100mbit")]
-        own = [self.best(n, "100mbit") for n in self.names if n.startswith("thinwire")]
-        chosen += sorted((b for b in own if b), key=lambda b: b[1])[:2]
-        return [
-            self._cell("quality", found[0], "unlimited", seed, QUALITY_STEPS)
-            for found in chosen
-            if found
-            for seed in self.said.seeds or SEEDS
-        ]
+    def quality(self) -> None:
+        """Trains each peer's chosen settings for the task's steps, in lock-step; no root."""
+        what = task(self.what, self.said.data)
+        found = [self.best(name, rate) for name in self.names for rate in self.rates]
+        for key in dict.fromkeys(best[3] for best in found if best):
+            for seed in self.said.seeds or SEEDS:
+                peer = json.loads(key)
+                file = self.said.runs / "tuning" / f"quality-{stem(what, peer, seed)}.json"
+                if not file.exists():
+                    ended_at = trained(what, peer, seed)
+                    print(f"{ended_at['score']:.4f}", seed, key, flush=True)
+                    write_atomically(file, json.dumps(ended_at).encode())
 
     def best(self, name: str, rate: str) -> tuple[Peer, float, list[int], str] | None:
         """Returns a peer's best settings at a rate; see `choose`."""
@@ -133,7 +135,7 @@ class Bench:
             if peer["kind"] == "alone":
                 continue
             key = (self.what, rate, peer["name"], peer.get("rank"), peer.get("density"))
-            known = costs.get(key) or nominal(peer, "1gbit" if rate == "unlimited" else rate)
+            known = costs.get(key) or nominal(peer, rate)
             cost = Cost(max(known.local, 0.0), known.round)
             steps = cell["steps"]
             if cell["how"] == "whole" and (found := self.best(peer["name"], rate)):
@@ -164,8 +166,7 @@ class Bench:
         with tempfile.TemporaryDirectory(prefix="peers-") as folder:
             spec = Path(folder) / "job.json"
             spec.write_text(json.dumps({"task": self.what, "data": data, "cells": cells}))
-            bits = None if rate == "unlimited" else units.rate(rate)
-            with Lab(HOSTS, bits) as lab:
+            with Lab(HOSTS, units.rate(rate)) as lab:
                 worker = str(Path(__file__).with_name("peer_work.py"))
                 lab.job([worker, str(spec)], {}, torchrun=False, limit=limit, log=self.log)
 
@@ -220,7 +221,8 @@ def main() -> int:
 
 def _task(bench: Bench, said: argparse.Namespace) -> None:
     if said.quality:
-        bench.run(bench.quality(), "unlimited")
+        torch.set_num_threads(1)
+        bench.quality()
         return
     total = 0.0
     for rate in bench.rates:

@@ -31,6 +31,8 @@ class Task(Protocol):
     goal: str
     far: float
     """What no run that goes anywhere is still worse than after half its steps."""
+    steps: int
+    """Of the runs whose final quality is compared: each H tried divides it."""
 
     def model(self, seed: int) -> nn.Module: ...
 
@@ -55,6 +57,7 @@ class Mlp:
     name: str = "mlp"
     goal: str = "97 % test accuracy"
     far: float = 0.85
+    steps: int = 1536
 
     @cached_property
     def digits(self) -> Any:
@@ -105,6 +108,7 @@ class Gpt:
     name: str = "gpt"
     goal: str = "4 bits a byte"
     far: float = -5.0
+    steps: int = 512
 
     @cached_property
     def _recipe(self) -> tuple[Any, Any]:

@@ -157,6 +157,15 @@ def count(what: Task, peer: dict[str, Any], seed: int, most: int) -> dict[str, A
             "curve": curve, "cpu_seconds": time.process_time() - began}  # fmt: skip
 
 
+def trained(what: Task, peer: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Returns how good the model is after the task's `steps`."""
+    model, step = ALGORITHMS[peer["algorithm"]](what, peer, seed)
+    for _ in range(what.steps):
+        step()
+    score = what.score(model)
+    return {"task": what.name, "peer": peer, "seed": seed, "steps": what.steps, "score": score}
+
+
 def stem(what: Task, peer: dict[str, Any], seed: int) -> str:
     """Returns a cell's file name."""
     text = json.dumps({k: v for k, v in peer.items() if k != "family"}, sort_keys=True)
@@ -173,14 +182,14 @@ INNER: dict[str, list[dict[str, Any]]] = {
         *({"lr": lr, "beta": 0.9} for lr in (0.1, 0.05, 0.2)),
         *({"lr": lr, "beta": 0.0} for lr in (0.5, 1.0, 0.3)),
     ],
-    "gpt": [{"lr": lr, "beta": 0.9} for lr in (1e-3, 5e-4, 2e-3, 3e-3)],
+    "gpt": [{"lr": lr, "beta": 0.9} for lr in (1e-3, 5e-4, 2e-3, 3e-3, 2.5e-4)],
 }
 """Inner steps: SGD with and without Nesterov momentum for the MLP, AdamW for the GPT."""
 KEPT = 2
 """Beyond an algorithm's anchors, so many of the inner steps that were best at any of them."""
-HS = {"mlp": (8, 256, 512, 128, 64, 32, 16), "gpt": (8, 64, 32, 16)}
-OWN_HS = {"mlp": (8, 16, 4, 32), "gpt": (16, 8)}
-DILOCO_HS = {"mlp": (64, 128, 32, 256), "gpt": (32, 16, 8, 64)}
+HS = {"mlp": (8, 256, 512, 128, 64, 32, 16), "gpt": (8, 64, 32, 16, 128)}
+OWN_HS = {"mlp": (8, 16, 4, 32), "gpt": (16, 8, 32, 64)}
+DILOCO_HS = {"mlp": (64, 128, 32, 256, 16, 8, 512), "gpt": (32, 16, 8, 64, 128)}
 OUTER = ((0.7, 0.9), (0.9, 0.5))
 
 
