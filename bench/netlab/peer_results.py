@@ -217,8 +217,8 @@ def write(target: Path, runs: Path) -> None:
         "machine, over wall time. Quality in the end: after "
         f"{Mlp.steps} steps of the MLP and {Gpt.steps} of the GPT with the same settings, in "
         "lock-step, mean and standard deviation over seeds. Bytes are read from the hosts' "
-        "interfaces. Not tuned: PowerSGD and DDP's post-local SGD begin after two steps and have one "
-        "bucket of all gradients; the inner step's rate stays as it is, without warm-up or decay.",
+        "interfaces. Not tuned: PowerSGD and DDP's post-local SGD begin after two steps and have "
+        "one bucket of all gradients; inner steps keep their rate, without warm-up or decay.",
         "",
     ]
     for task in ("mlp", "gpt"):

@@ -43,9 +43,8 @@ def simulated(*options: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         out, log = Path(folder) / "out.json", Path(folder) / "log.jsonl"
         command = [sys.executable, "-m", "thinwire.cli", "simulate", *options]
-        done = subprocess.run(
-            [*command, "--json", str(out), "--log", str(log)], capture_output=True, text=True
-        )
+        command += ["--json", str(out), "--log", str(log)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ThinwireError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
         (result,) = json.loads(out.read_text())["results"]

@@ -94,7 +94,8 @@ class Cost:
         option: which.
         sent: bytes that the busiest worker sends a round.
         heard: bytes that the busiest worker hears a round.
-        talk: seconds from the first worker's frame to the last worker's answer.
+        talk: seconds that frames add to a round where rounds follow each other freely: who is
+            answered first goes on first.
         code: seconds of coding a round.
         H: local steps of a round, as the method has it.
         H_needed: the fewest with which the utilisation asked for is reached.
