@@ -1,7 +1,8 @@
-"""Durability: what was appended is there after a crash at any byte; what is torn is cut."""
+"""Durability: what was appended is there after a crash at any byte; damage is an error."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from hub_cases import SIGNTOPK, STREAM, Worker, core, same_state
 
 import thinwire as tw
 from thinwire.errors import ConfigError
-from thinwire.hub.journal import HEAD, MAGIC, Journal, Record
+from thinwire.hub import journal as journal_module
+from thinwire.hub.journal import HEAD, MAGIC, MARK, Journal, Record, record_at
 from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
 
 ABOUT = {"settings": {"H": 4}, "tensors": [["w", "(2,)", "float32", "parameter"]], "run": 3}
@@ -41,25 +43,48 @@ def recovered(folder: Path) -> tuple[bytes | None, list[bytes]]:
         journal.close()
 
 
+def places(data: bytes) -> list[tuple[int, int]]:
+    """(byte, records before it) of each place where one may be cut."""
+    found, at, records = [(len(MAGIC), 0)], len(MAGIC), 0
+    while at < len(data):
+        record = record_at(memoryview(data), at)
+        at += HEAD.size + len(record)
+        records += record[: len(MARK)] != MARK
+        found.append((at, records))
+    return found
+
+
 def test_every_cut_of_the_journal_gives_the_records_before_it(tmp_path: Path) -> None:
     data = written(tmp_path)
     file = tmp_path / f"journal-{0:016d}.twj"
-    ends = [len(MAGIC)]
-    for record in RECORDS:
-        ends.append(ends[-1] + HEAD.size + len(record))
-    assert ends[-1] == len(data)
-    for cut in range(len(data) + 1):
+    assert places(data)[-1] == (len(data), len(RECORDS))
+    for cut in range(len(MAGIC), len(data) + 1):
         file.write_bytes(data[:cut])
-        whole = max(0, sum(end <= cut for end in ends) - 1)
-        assert recovered(tmp_path) == (b"first state", RECORDS[:whole]), cut
-        # The torn rest is gone: appending goes on behind the last whole record.
-        assert file.stat().st_size in ([0] if cut < ends[0] else [ends[whole]])
+        end, records = max(place for place in places(data) if place[0] <= cut)
+        assert recovered(tmp_path) == (b"first state", RECORDS[:records]), cut
+        # The torn rest is beside it: appending goes on behind the last whole record.
+        assert file.read_bytes() == data[:end]
+        torn = list(tmp_path.glob("*.torn"))
+        assert [t.read_bytes() for t in torn] == ([data[end:cut]] if cut > end else [])
+        for t in torn:
+            t.unlink()
+
+
+def test_what_is_cut_off_is_said(tmp_path: Path, caplog) -> None:
+    data = written(tmp_path)
+    (tmp_path / f"journal-{0:016d}.twj").write_bytes(data[:-3])
+    left = places(data)[-2][0]
+    with caplog.at_level(logging.WARNING, "thinwire.hub"):
+        recovered(tmp_path)
+    (line,) = caplog.messages
+    assert f"last {len(data) - 3 - left} bytes" in line
+    assert f"journal-{0:016d}.{left}.torn" in line
 
 
 def test_appending_goes_on_after_a_cut(tmp_path: Path) -> None:
     data = written(tmp_path)
     file = tmp_path / f"journal-{0:016d}.twj"
-    for cut in (0, 3, len(MAGIC), len(data) - 1, len(data)):
+    for cut in (len(MAGIC), len(data) - 1, len(data)):
         file.write_bytes(data[:cut])
         journal = Journal(tmp_path)
         before = list(journal.recover()[1])
@@ -67,6 +92,16 @@ def test_appending_goes_on_after_a_cut(tmp_path: Path) -> None:
         journal.append([Record.of(b"more")])
         journal.close()
         assert recovered(tmp_path)[1] == [*before, b"more"]
+    # The next file may have been begun, and no more.
+    for cut in range(len(MAGIC) + 1):
+        next_file = tmp_path / f"journal-{1:016d}.twj"
+        next_file.write_bytes(MAGIC[:cut])
+        journal = Journal(tmp_path)
+        assert list(journal.recover()[1]) == [*RECORDS, b"more"]
+        journal.begin(journal.generation)
+        journal.append([Record.of(b"later")])
+        journal.close()
+        assert recovered(tmp_path)[1] == [*RECORDS, b"more", b"later"]
 
 
 def test_every_altered_byte_of_the_last_record_cuts_it_and_zeros_are_no_record(
@@ -82,6 +117,60 @@ def test_every_altered_byte_of_the_last_record_cuts_it_and_zeros_are_no_record(
         assert recovered(tmp_path)[1] == RECORDS[:-1]
     file.write_bytes(data + bytes(100))
     assert recovered(tmp_path)[1] == RECORDS
+
+
+def test_every_altered_byte_before_the_last_batch_is_an_error(tmp_path: Path) -> None:
+    data = written(tmp_path)
+    file = tmp_path / f"journal-{0:016d}.twj"
+    for at in range(data.rfind(MARK) - HEAD.size):
+        altered = bytearray(data)
+        altered[at] ^= 0x40
+        file.write_bytes(altered)
+        with pytest.raises(ConfigError, match="damaged at byte"):
+            recovered(tmp_path)
+        assert file.read_bytes() == altered
+    for cut in range(len(MAGIC)):
+        file.write_bytes(data[:cut])
+        with pytest.raises(ConfigError, match="damaged at byte 0"):
+            recovered(tmp_path)
+
+
+def test_a_mark_counts_only_where_it_says(tmp_path: Path) -> None:
+    data = written(tmp_path)
+    file = tmp_path / f"journal-{0:016d}.twj"
+    first = data[len(MAGIC) : len(MAGIC) + HEAD.size + len(MARK) + 8]
+    # A copy of it in a torn record says nothing of what stands before.
+    file.write_bytes(data + b"torn" + first)
+    assert recovered(tmp_path)[1] == RECORDS
+
+
+def test_a_journal_without_marks_is_read(tmp_path: Path) -> None:
+    written(tmp_path)
+    file = tmp_path / f"journal-{0:016d}.twj"
+    framed = [part for record in RECORDS for part in Record.of(record).framed()]
+    file.write_bytes(b"".join([MAGIC, *framed]))
+    assert recovered(tmp_path) == (b"first state", RECORDS)
+
+
+def test_what_is_missing_is_an_error(tmp_path: Path) -> None:
+    written(tmp_path)
+    snapshots = [tmp_path / f"snapshot-{n:016d}.tws" for n in range(2)]
+    journals = [tmp_path / f"journal-{n:016d}.twj" for n in range(2)]
+    first, records = snapshots[0].read_bytes(), journals[0].read_bytes()
+    snapshots[0].unlink()
+    with pytest.raises(ConfigError, match="snapshot that they follow is missing"):
+        recovered(tmp_path)
+    journals[0].write_bytes(MAGIC[:3])
+    assert recovered(tmp_path) == (None, [])
+    snapshots[0].write_bytes(first)
+    journals[0].rename(journals[1])
+    with pytest.raises(ConfigError, match=f"{journals[0].name} is missing"):
+        recovered(tmp_path)
+    journals[0].write_bytes(records)
+    snapshots[1].write_bytes(first)
+    journals[1].unlink()
+    with pytest.raises(ConfigError, match=f"{journals[1].name} is missing"):
+        recovered(tmp_path)
 
 
 def test_a_snapshot_is_whole_or_the_one_before_it_counts(tmp_path: Path) -> None:
@@ -123,6 +212,20 @@ def test_one_folder_is_one_hubs(tmp_path: Path) -> None:
         Journal(tmp_path)
     first.close()
     Journal(tmp_path).close()
+
+
+def test_a_folder_lasts_or_says_why_it_cannot_be_had(tmp_path: Path, monkeypatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(journal_module, "sync_folder", synced.append)
+    Journal(tmp_path / "a" / "b").close()
+    assert sorted(synced) == [tmp_path, tmp_path / "a"]
+    Journal(tmp_path / "a" / "b").close()
+    assert len(synced) == 2
+    (tmp_path / "file").write_bytes(b"")
+    for taken in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="cannot hold the state of a hub") as caught:
+            Journal(taken)
+        assert str(taken) in str(caught.value)
 
 
 @pytest.mark.parametrize(

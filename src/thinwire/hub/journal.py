@@ -1,14 +1,18 @@
 """The journal: records on disk before they are acknowledged, and snapshots to start from.
 
-    journal-<n>.twj     8 bytes of magic, then records: length, CRC-32, content
-    snapshot-<n>.tws    the state before the first record of journal-<n>
+    journal-<n>.twj         8 bytes of magic, then records: length, CRC-32, content
+    journal-<n>.<at>.torn   what recovery cut off behind that byte
+    snapshot-<n>.tws        the state before the first record of journal-<n>
 
-A crash may leave a last record half written. It was never acknowledged, so recovery cuts it off.
+Records that are written together follow a mark: a record that names the byte where it stands. It
+was written when the disk had all before it. So a crash leaves nothing broken but behind the last
+mark; that was never acknowledged, and recovery cuts it off. Anything else broken is damage.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +24,13 @@ from isal.isal_zlib import crc32
 from thinwire.errors import ConfigError
 from thinwire.files import sync_folder, whole, written
 
+LOG = logging.getLogger("thinwire.hub")
 MAGIC = b"twhub\x00\x00\x01"
 HEAD = struct.Struct("<II")
-MOST = 1 << 31
+MARK = b"\x00twmark\x00"
+"""What a mark begins with, and no other record: those begin with their kind, which is not 0."""
+COPY = "Restore the folder from a copy"
+OR_ANEW = f"{COPY}, or start a new run in another one"
 
 
 class Record(NamedTuple):
@@ -57,40 +65,68 @@ class Journal:
     Args:
         folder: made where it is missing.
 
+    Attributes:
+        generation: of the file that is appended to; once recovered, the newest there is, or -1.
+        size: bytes of that file.
+
     Raises:
-        ConfigError: another hub has it open.
+        ConfigError: another hub has it open, or it cannot be had.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
+        try:
+            made = [new for new in (folder, *folder.parents) if not new.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for new in made:
+                sync_folder(new.parent)
+            self._lock = (folder / "lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot hold the state of a hub: {error.strerror}. Name a folder that "
+                "can be written"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
             raise ConfigError(f"{folder} is the state of a hub that is running") from None
         self.size = 0
-        self.generation = 0
+        self.generation = -1
         self._file: int | None = None
 
     def recover(self) -> tuple[bytes | None, Iterator[bytes]]:
         """Returns the last whole snapshot, and every record since, in order.
 
-        Exhaust the records before anything is appended: a torn one at the end is cut off.
+        Exhaust the records before anything is appended: what a crash tore is cut off behind them.
+
+        Raises:
+            ConfigError: something is missing or altered, as no crash leaves it.
         """
         for part in self.folder.glob("*.part"):
             part.unlink()
-        numbers = [number_of(file) for file in self.folder.glob("snapshot-*.tws")]
-        for number in sorted(numbers, reverse=True):
+        snapshots = [number_of(file) for file in self.folder.glob("snapshot-*.tws")]
+        journals = [number_of(file) for file in self.folder.glob("journal-*.twj")]
+        self.generation = max((*snapshots, *journals), default=-1)
+        for number in sorted(snapshots, reverse=True):
             content = whole(self._snapshot(number).read_bytes(), MAGIC)
             if content is not None:
-                return bytes(content), self._records(number)
-        if numbers:
+                files = [self._journal(n) for n in range(number, self.generation + 1)]
+                for file in files:
+                    if not file.exists():
+                        raise ConfigError(f"{file} is missing, and with it what it held. {COPY}")
+                return bytes(content), self._records(files)
+        if snapshots:
             raise ConfigError(
-                f"no snapshot in {self.folder} is whole: the disk has altered them. Restore the "
-                "folder from a copy, or start a new run in another one"
+                f"no snapshot in {self.folder} is whole: the disk has altered them. {OR_ANEW}"
             )
+        for number in journals:
+            # A run's first snapshot is written before its first record.
+            if not MAGIC.startswith(self._journal(number).read_bytes()):
+                raise ConfigError(
+                    f"{self._journal(number)} holds records, and the snapshot that they follow "
+                    f"is missing. {OR_ANEW}"
+                )
         return None, iter(())
 
     def begin(self, generation: int) -> None:
@@ -111,7 +147,10 @@ class Journal:
     def append(self, records: Sequence[Record]) -> None:
         """Writes the records and returns when the disk has them."""
         assert self._file is not None
-        data = memoryview(b"".join(part for record in records for part in record.framed()))
+        if not records:
+            return
+        marked = (Record.of(mark(self.size)), *records)
+        data = memoryview(b"".join(part for record in marked for part in record.framed()))
         self.size += len(data)
         while data:
             data = data[os.write(self._file, data) :]
@@ -136,24 +175,37 @@ class Journal:
         self.close_file()
         self._lock.close()
 
-    def _records(self, number: int) -> Iterator[bytes]:
-        files = sorted(self.folder.glob("journal-*.twj"), key=number_of)
-        files = [file for file in files if number_of(file) >= number]
+    def _records(self, files: list[Path]) -> Iterator[bytes]:
         for file in files:
-            data = memoryview(file.read_bytes())
-            end = len(MAGIC) if data[: len(MAGIC)] == MAGIC else 0
-            while end and (record := record_at(data, end)) is not None:
+            data, last = file.read_bytes(), file == files[-1]
+            if len(data) < len(MAGIC) and last and file != files[0]:
+                return  # A crash while it was begun; the first one was there before its snapshot.
+            if data[: len(MAGIC)] != MAGIC:
+                raise altered(file, 0)
+            view, end = memoryview(data), len(MAGIC)
+            while (record := record_at(view, end)) is not None:
                 end += HEAD.size + len(record)
-                yield bytes(record)
+                if record[: len(MARK)] != MARK:
+                    yield bytes(record)
             if end < len(data):
-                if file != files[-1]:
-                    raise ConfigError(
-                        f"{file} is damaged at byte {end}, and later records exist: the disk has "
-                        "altered it. Restore the folder from a copy"
-                    )
-                with file.open("r+b") as torn:
-                    torn.truncate(end)
-                    os.fsync(torn.fileno())
+                if not last or is_marked_behind(data, end):
+                    raise altered(file, end)
+                self._cut(file, data, end)
+
+    def _cut(self, file: Path, data: bytes, end: int) -> None:
+        torn = file.with_suffix(f".{end}.torn")
+        with torn.open("wb") as kept:
+            kept.write(data[end:])
+            kept.flush()
+            os.fsync(kept.fileno())
+        sync_folder(self.folder)
+        with file.open("r+b") as whole_part:
+            whole_part.truncate(end)
+            os.fsync(whole_part.fileno())
+        LOG.warning(
+            "%s: a crash left its last %d bytes unfinished, nobody was told of them; they are "
+            "in %s now", file, len(data) - end, torn.name,
+        )  # fmt: skip
 
     def _snapshot(self, number: int) -> Path:
         return self.folder / f"snapshot-{number:016d}.tws"
@@ -171,7 +223,37 @@ def record_at(data: memoryview, at: int) -> memoryview | None:
     # A file that was extended but not written reads as zeros, whose checksum is right.
     if not length or len(record) < length or crc32(record) != check:
         return None
+    # A mark elsewhere than it says was moved there.
+    if record[: len(MARK)] == MARK and record != mark(at):
+        return None
     return record
+
+
+def mark(at: int) -> bytes:
+    """Returns the content of the mark that stands at that byte."""
+    return MARK + at.to_bytes(8, "little")
+
+
+def is_marked_behind(data: bytes, at: int) -> bool:
+    """Whether a mark stands behind that byte, so that the disk once had all before it."""
+    found = data.find(MARK, at + HEAD.size)
+    while found >= 0:
+        if record_at(memoryview(data), found - HEAD.size) is not None:
+            return True
+        found = data.find(MARK, found + 1)
+    return False
+
+
+def altered(file: Path, at: int) -> ConfigError:
+    """Returns the error of a journal that is broken as no crash leaves it."""
+    return ConfigError(
+        f"{file} is damaged at byte {at}: the disk had it whole, and has altered it. {COPY}"
+    )
+
+
+def gap(what: str) -> ConfigError:
+    """Returns the error of a journal that lacks a record."""
+    return ConfigError(f"the journal has a gap: {what}. The disk has lost records. {COPY}")
 
 
 def number_of(file: Path) -> int:
