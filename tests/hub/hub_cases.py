@@ -97,7 +97,7 @@ def same_state(a, b) -> None:
     assert a.outer.keys() == b.outer.keys()
     for name in a.outer:
         assert torch.equal(a.outer[name], b.outer[name]), name
-    for name in ("version", "applied", "unsaid", "refused", "histogram"):
+    for name in ("version", "applied", "unsaid", "refused", "staleness", "histogram"):
         assert getattr(a, name) == getattr(b, name), name
     books = [{n: replace(m, stamp=0) for n, m in side.members.items()} for side in (a, b)]
     assert books[0] == books[1]

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from peer_talks import same_bits
 
 import thinwire as tw
+from thinwire.errors import ConfigError
 from thinwire.hub.core import Core
 from thinwire.hub.refused import Refused, Why
+from thinwire.hub.said import Said
 from thinwire.hub.state import Ring, Stretch, first_state
+from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
 
 HUBS = [
@@ -30,6 +33,13 @@ HUBS = [
     tw.Hub(staleness=tw.Staleness(1, "refuse"), downlink=STREAM),
 ]
 hubs = pytest.mark.parametrize("exchange", HUBS, ids=repr)
+
+
+def replayed(exchange: tw.Hub, records: list[bytes], compressor=SIGNTOPK) -> Core:
+    again = core(exchange, compressor)
+    for record in records:
+        again.replay(record)
+    return again
 
 
 def order(n: int, seed: int = 0) -> list[int]:
@@ -67,6 +77,22 @@ def test_the_same_records_end_in_the_same_bits(exchange: tw.Hub) -> None:
     same_state(again.state, hub.state)
 
 
+def test_a_record_that_is_missing_is_an_error() -> None:
+    hub = core(HUBS[0])
+    workers = [Worker(hub, f"w{n}") for n in range(3)]
+    records = [r for w in workers for r in w.records]
+    for w in (*workers, *workers):
+        records += w.say()
+    records.append(hub.leave("w1").content)
+    for lost, word in (
+        (0, "number 2 joins, number 1 did not"),
+        (2, "number 3 speaks or leaves"),
+        (4, "update 1 of worker 'w1' is there, update 0 is not"),
+    ):
+        with pytest.raises(ConfigError, match=f"gap.*{word}"):
+            replayed(HUBS[0], [*records[:lost], *records[lost + 1 :]])
+
+
 def test_what_was_said_is_applied_or_owed_by_the_hub_or_still_owed_by_its_worker() -> None:
     for exchange in HUBS[:5]:
         hub = core(exchange)
@@ -98,6 +124,32 @@ def test_a_refused_update_stays_in_the_residual_whole() -> None:
     assert hub.state.members["slow"].sequence == 1
     slow.say()
     assert hub.state.applied == 4
+
+
+@pytest.mark.parametrize(("most", "n"), [(0, 3), (4, 8)])
+def test_a_hub_that_refuses_late_updates_goes_on_for_every_worker(most: int, n: int) -> None:
+    # With a frame after every n updates more than may be missed would be unsaid, for good.
+    exchange = tw.Hub(
+        staleness=tw.Staleness(most, "refuse"), downlink=tw.Stream(tw.TopK(k=3) >> tw.Sign())
+    )
+    hub = core(exchange)
+    workers = [Worker(hub, f"w{k}") for k in range(n)]
+    records = [r for w in workers for r in w.records]
+    draws = torch.randint(n, (2, 40 * n), generator=torch.Generator().manual_seed(0))
+    for half in draws.tolist():
+        before = {name: m.applied for name, m in hub.state.members.items()}
+        for who in half:
+            records += workers[who].say()
+            assert hub.state.unsaid <= most
+            same_bits(workers[who].state.anchor, hub.state.anchor)
+        assert all(m.applied > before[name] for name, m in hub.state.members.items())
+    assert hub.state.refused
+    same_state(replayed(exchange, records).state, hub.state)
+    # What a worker at the newest version says is always taken.
+    workers[0].say()
+    applied = hub.state.applied
+    workers[0].say()
+    assert hub.state.applied == applied + 1
 
 
 def test_a_late_update_counts_less_where_the_policy_says_so() -> None:
@@ -216,6 +268,49 @@ def check_overflow(hub: Core) -> None:
             hub.update("w", 0, frame, 0.0)
         assert caught.value.why is Why.NONFINITE
         same_state(hub.state, before)
+
+
+@pytest.mark.parametrize("outer", [tw.Average(), tw.Nesterov(lr=1.0)], ids=repr)
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("compressor", [tw.Identity(), tw.TopK(k=1) >> tw.Sign()], ids=repr)
+def test_a_stream_tells_of_no_infinite_model(
+    outer: tw.Outer, every: int, compressor: tw.Compressor
+) -> None:
+    stream = tw.Stream(tw.TopK(k=1) >> tw.Sign(), every=every)
+    exchange = tw.Hub(outer=outer, counting=tw.FixedN(1), downlink=stream)
+    hub = core(exchange, compressor)
+    w = Worker(hub, "w")
+    records, refused = list(w.records), 0
+    v = torch.zeros(SPANS.d)
+    v[3] = -3e37
+    body = pack(compressor.compress(v, tw.Key(SEED, 0, w.number), SPANS), compressor)
+    for _ in range(12):
+        sequence = hub.state.members["w"].sequence
+        frame = seal(Kind.SAID, Address(RUN, sequence, w.number), body)
+        before = copy.deepcopy(hub.state)
+        (answer,) = hub.updates([Said("w", hub.state.version, frame, 0.0)])
+        if isinstance(answer, Refused):
+            assert answer.why is Why.NONFINITE
+            same_state(hub.state, before)
+            refused += 1
+        else:
+            records.append(answer.record.content)
+        for x in (hub.state.anchor, hub.state.owed, hub.state.model):
+            assert float(x.abs().max()) <= 1.1e38
+    assert 1 <= hub.state.applied <= 3
+    assert refused == 12 - hub.state.applied
+    same_state(replayed(exchange, records, compressor).state, hub.state)
+
+
+def test_a_frame_that_would_tell_of_infinity_is_held_back() -> None:
+    hub = core(tw.Hub(downlink=tw.Stream(tw.TopK(k=1) >> tw.Sign(), every=1)))
+    hub.state.anchor[3] = 1.9e38
+    hub.state.owed[3] = 9e37
+    before = copy.deepcopy(hub.state)
+    assert hub._speaker is not None
+    hub._speaker.say(hub.state)
+    same_state(hub.state, before)
+    assert hub.state.version == 0
 
 
 def test_silent_workers_are_lost_and_the_hub_is_full_when_it_is() -> None:

@@ -116,6 +116,7 @@ class Stream(Value):
     Args:
         compressor: of the stream's frames, with feedback.
         every: updates from one frame to the next; None for as many as there are live workers.
+            With `Staleness(most, "refuse")` a frame leaves after most + 1 of them at the latest.
         memory: bytes of past frames that the hub keeps to repeat them; who missed more hears the
             whole model.
     """

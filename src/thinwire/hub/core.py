@@ -15,17 +15,18 @@ from torch import Tensor
 
 from thinwire.compress import Compressor
 from thinwire.exchange.base import Here
-from thinwire.exchange.hub import ENTRY, HUB, Hub, is_plain, largest
+from thinwire.exchange.hub import ENTRY, HUB, Hub, is_plain
 from thinwire.exchange.hub_rules import ByWeight, Stream
 from thinwire.flat import Spans
-from thinwire.hub.journal import Record
-from thinwire.hub.judge import awaited, judge, read_step
+from thinwire.hub.journal import Record, gap
+from thinwire.hub.judge import awaited, infinite, judge, read_step
+from thinwire.hub.reach import Reach
 from thinwire.hub.records import Joined, Left, Updated, read
 from thinwire.hub.refused import Refused, Why
 from thinwire.hub.replies import Replies
 from thinwire.hub.said import Said, Taken
 from thinwire.hub.state import HubState, Member, bucket
-from thinwire.hub.steps import ALONE, HIGHEST, Steps, divided, stepped
+from thinwire.hub.steps import ALONE, Steps, divided, stepped
 from thinwire.hub.stream import Speaker
 from thinwire.keys import Key
 from thinwire.wire.frame import Address
@@ -62,14 +63,14 @@ class Core:
         self._here = Here(HUB, 0, 0, Key(self.seed), self.compressor, self.spans, self.run)
         self._names = {m.number: name for name, m in self.state.members.items()}
         self._live = sum(m.live for m in self.state.members.values())
-        self._reach = inf
+        self._reach = Reach(self.state, self.land)
         self._replies = Replies(self.run, self.exchange)
         self._steps = Steps(self.compressor, self.spans, is_plain(self.exchange.outer))
         self._speaker: Speaker | None = None
         if isinstance(self.exchange.downlink, Stream):
-            C, owed = self.exchange.downlink.compressor, self.state.owed
+            owed, marked = self.state.owed, self._steps.covers
             assert owed is not None
-            self._speaker = Speaker(C, self.spans, self.seed, owed, self._steps.covers)
+            self._speaker = Speaker(self.exchange, self.spans, self.seed, owed, marked, self._reach)
 
     @property
     def live(self) -> int:
@@ -158,17 +159,31 @@ class Core:
         self._steps.land(x, self.state.touched, self.state.version)
 
     def replay(self, record: bytes) -> None:
-        """Applies a record of the journal again, as it was applied then."""
+        """Applies a record of the journal again, as it was applied then.
+
+        Raises:
+            ConfigError: one that came before it is missing.
+        """
         event = read(record)
+        name = self._names.get(event.number)
         if isinstance(event, Joined):
+            if name is None and event.number > len(self._names) + 1:
+                raise gap(f"worker number {event.number} joins, number {event.number - 1} did not")
             self._join(event.name, event.number, event.weight)
-        elif isinstance(event, Left):
-            self.leave(self._names[event.number])
-        elif event.sequence == (member := self.state.members[self._names[event.number]]).sequence:
+            return
+        if name is None:
+            raise gap(f"worker number {event.number} speaks or leaves, and has not joined")
+        member = self.state.members[name]
+        if isinstance(event, Left):
+            self.leave(name)
+        elif event.sequence == member.sequence:
             self._steps.read([event.frame])
             self._take(member, event, 0)
             self.land()
             member.stamp = self._stamp()
+        elif event.sequence > member.sequence:
+            missing, there = member.sequence, event.sequence
+            raise gap(f"update {there} of worker {name!r} is there, update {missing} is not")
 
     def _answer(self, said: Said, row: int) -> Taken:
         s, frame = self.state, said.frame
@@ -219,15 +234,16 @@ class Core:
         if size is None:
             where = Address(self.run, member.sequence, member.number)
             index, step, size = read_step(frame, where, divisor, self._here)
-            self._check_reach(member, size)
+            self._make_room(member, size)
             news = self._step(member, index, step) if taken else None
         else:
-            self._check_reach(member, divided(size, divisor))
+            self._make_room(member, divided(size, divisor))
             news = None
             if taken:
                 self._steps.wait(row, divisor)
         member.sequence, member.check, member.taken = member.sequence + 1, update.check, taken
         s.histogram[bucket(update.staleness)] += 1
+        s.staleness += update.staleness
         if not taken:
             s.refused += 1
             return
@@ -241,20 +257,13 @@ class Core:
             return
         s.unsaid += 1
         assert self._speaker is not None
-        assert isinstance(self.exchange.downlink, Stream)
-        if s.unsaid >= (self.exchange.downlink.every or self._live):
+        if self._speaker.is_due(s.unsaid, self._live):
             self.land()
             self._speaker.say(s)
 
-    def _check_reach(self, member: Member, size: float) -> None:
-        # No entry is above the reach, so while that is finite no sum of two can overflow: a look
-        # at the entries themselves would cost more than the step.
-        if self._reach + size > HIGHEST:
-            self.land()
-            self._reach = largest(self._moved)
-        if self._reach + size > HIGHEST:
+    def _make_room(self, member: Member, size: float) -> None:
+        if not self._reach.takes(size):
             raise infinite(member)
-        self._reach += size
 
     def _reply(self, member: Member, sequence: int, base: int) -> tuple[bytes, ...]:
         member.stamp = self._stamp()
@@ -263,17 +272,14 @@ class Core:
     def _step(self, member: Member, index: Tensor | None, step: Tensor) -> Tensor | None:
         """Moves the model; returns which entries may have changed, None for all."""
         self.land()
-        moved = stepped(self._moved, index, step, self.exchange.outer, self.state.outer)
+        x = self.state.anchor if self.state.owed is None else self.state.owed
+        moved = stepped(x, index, step, self.exchange.outer, self.state.outer, self._reach)
         if moved is None:
             raise infinite(member)
         news, self.state.outer = moved
         if self._speaker is not None:
             self._speaker.forget()
         return news
-
-    @property
-    def _moved(self) -> Tensor:
-        return self.state.anchor if self.state.owed is None else self.state.owed
 
     def _stamp(self) -> int:
         """Updates applied to the model that workers are told now."""
@@ -286,12 +292,3 @@ class Core:
             return self._stamp()
         stamp = s.ring.stamp(base)
         return min(s.applied, member.stamp if stamp is None else stamp)
-
-
-def infinite(member: Member) -> Refused:
-    """Returns the refusal of an update that would make the model infinite."""
-    return Refused(
-        Why.NONFINITE,
-        f"update {member.sequence} of worker number {member.number} makes the model infinite; "
-        "nothing of it was applied. Lower the learning rate",
-    )

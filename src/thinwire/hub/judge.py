@@ -109,3 +109,12 @@ def read_step(
         why = Why.NONFINITE if "NaN" in str(error) or "finite" in str(error) else Why.FRAME
         raise Refused(why, f"{error}; nothing of it was applied") from None
     return index, step, largest(step)
+
+
+def infinite(member: Member) -> Refused:
+    """Returns the refusal of an update that would make the model infinite."""
+    return Refused(
+        Why.NONFINITE,
+        f"update {member.sequence} of worker number {member.number} makes the model infinite; "
+        "nothing of it was applied. Lower the learning rate",
+    )

@@ -13,7 +13,7 @@ from thinwire.hub.state import HubState, Member, Ring
 from thinwire.wire.body import as_tensor
 
 VECTORS = ("anchor", "owed", "touched")
-COUNTS = ("version", "applied", "unsaid", "refused", "histogram")
+COUNTS = ("version", "applied", "unsaid", "refused", "staleness", "histogram")
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 

@@ -132,6 +132,7 @@ class HubState:
         applied: updates applied.
         unsaid: of those, how many since the stream's last frame.
         refused: updates refused as too stale.
+        staleness: the sum of all updates'.
         members: by name.
         histogram: updates by staleness, see `BUCKETS`.
     """
@@ -145,6 +146,7 @@ class HubState:
     applied: int = 0
     unsaid: int = 0
     refused: int = 0
+    staleness: int = 0
     members: dict[str, Member] = field(default_factory=dict)
     histogram: list[int] = field(default_factory=lambda: [0] * BUCKETS)
 

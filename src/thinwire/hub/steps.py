@@ -14,6 +14,7 @@ from thinwire.compress import Codes, Compressor
 from thinwire.exchange.anchors import changed
 from thinwire.exchange.hub import is_plain, largest, subtract
 from thinwire.flat import Spans
+from thinwire.hub.reach import Reach
 from thinwire.kernels import BodyShape, Marked
 from thinwire.outer import Outer, OuterState
 from thinwire.wire.frame import HEADER
@@ -23,8 +24,6 @@ ALONE = -1
 _ROOM = 1 << 22
 """Entries that are decoded in one go."""
 _LARGEST = 1 << 31
-HIGHEST = 1e38
-"""No entry of a model may come to more; float32 ends at 3.4e38."""
 
 
 class Steps:
@@ -124,7 +123,12 @@ def divided(size: float, divisor: float) -> float:
 
 
 def stepped(
-    x: Tensor, index: Tensor | None, step: Tensor, outer: Outer, state: OuterState
+    x: Tensor,
+    index: Tensor | None,
+    step: Tensor,
+    outer: Outer,
+    state: OuterState,
+    reach: Reach,
 ) -> tuple[Tensor | None, OuterState] | None:
     """Moves x in place by one update that is read alone.
 
@@ -134,10 +138,11 @@ def stepped(
         step: (n,) float32, what it says, divided.
         outer: the hub's step.
         state: what that remembers.
+        reach: of the model; a plain step has been counted there.
 
     Returns:
         Which entries may have changed, None for all, and the outer state; or None, and nothing has
-        changed, where an entry would come to more than `HIGHEST`.
+        changed, where an entry would come to more than the reach may be.
     """
     if is_plain(outer):
         subtract(x, index, step)
@@ -146,7 +151,7 @@ def stepped(
     subtract(direction, index, -step)
     # An outer step adds to what it is given, so what is owed can stand in the model's place.
     after, state = outer.step(x, direction, state)
-    if not largest(after) <= HIGHEST:
+    if not reach.comes_to(largest(after)):
         return None
     news = changed(x, after)
     x.copy_(after)
