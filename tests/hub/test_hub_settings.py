@@ -113,7 +113,33 @@ def test_prometheus_text_counts_staleness_cumulatively() -> None:
     assert 'thinwire_hub_staleness_bucket{le="0"} 3' in lines
     assert 'thinwire_hub_staleness_bucket{le="3"} 4' in lines
     assert 'thinwire_hub_staleness_bucket{le="+Inf"} 4' in lines
+    assert "thinwire_hub_staleness_sum 3" in lines
+    assert 'thinwire_hub_worker_up_bytes_total{worker="a"} 10' in lines
+    assert 'thinwire_hub_worker_down_bytes_total{worker="a"} 20' in lines
+    assert 'thinwire_hub_worker_staleness{worker="b"} 0' in lines
     assert escape('a"\n') == 'a\\"\\n'
+
+
+def test_a_rate_is_of_the_last_minute_and_silence_of_the_last_word() -> None:
+    from hub_cases import core
+
+    hub = core(tw.Hub())
+    hub.join("a", 1.0, 1000.0)
+    meter = Meter(1000.0, hub.heard)
+
+    def seen(now: float) -> tuple[float, float | None]:
+        (worker,) = meter.status(hub.state, now, 7, 41)["workers"]
+        return worker["rate"], worker["silent"]
+
+    assert seen(1001.0) == (0.0, 1.0)
+    for n in range(600):  # Two a second for five minutes.
+        meter.answered("a", 10, 20, 0, 1002.0 + n / 2)
+        assert seen(1002.0 + n / 2)[0] == pytest.approx(2.0 if n else 0.0, rel=0.01)
+    hub.heard["a"] = 1310.0
+    assert 0.0 < seen(1331.5)[0] < 1.1
+    assert seen(1380.0) == (0.0, 70.0)
+    hub.leave("a")
+    assert seen(1380.0) == (0.0, None)
 
 
 def test_a_round_may_end_early_only_where_nobody_waits() -> None:

@@ -8,6 +8,10 @@ from typing import Any
 
 from thinwire.hub.state import HubState
 
+SLOT = 5.0
+SLOTS = 12
+"""A rate is of the last minute: so many slots, of so many seconds each."""
+
 
 @dataclass
 class Line:
@@ -18,8 +22,8 @@ class Line:
         up: framed bytes of its updates.
         down: framed bytes of the answers.
         staleness: of its last update.
-        first: when it first spoke, seconds.
-        last: when it last spoke.
+        first: when its first update came, seconds.
+        recent: (slot, updates in it) of the last `SLOTS` slots in which one came, at most.
     """
 
     updates: int = 0
@@ -27,11 +31,24 @@ class Line:
     down: int = 0
     staleness: int = 0
     first: float = 0.0
-    last: float = 0.0
+    recent: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)] * SLOTS)
 
-    def rate(self) -> float:
-        """Updates per second between its first and its last."""
-        return (self.updates - 1) / max(1e-9, self.last - self.first) if self.updates > 1 else 0.0
+    def count(self, now: float) -> None:
+        """Counts an update."""
+        if not self.updates:
+            self.first = now
+        self.updates += 1
+        slot = int(now // SLOT)
+        last, n = self.recent[slot % SLOTS]
+        self.recent[slot % SLOTS] = slot, n + 1 if last == slot else 1
+
+    def rate(self, now: float) -> float:
+        """Updates per second in the last minute, or since its first where that came later."""
+        oldest = int(now // SLOT) - SLOTS + 1
+        count, start = sum(n for slot, n in self.recent if slot >= oldest), oldest * SLOT
+        if self.first >= start:
+            count, start = count - 1, self.first
+        return max(0, count) / (now - start) if now > start else 0.0
 
 
 @dataclass
@@ -40,9 +57,11 @@ class Meter:
 
     Args:
         began: seconds.
+        heard: when each worker that is here last said a word; the core keeps it.
     """
 
     began: float
+    heard: dict[str, float] = field(default_factory=dict)
     lines: dict[str, Line] = field(default_factory=dict)
     refusals: Counter[str] = field(default_factory=Counter)
     up: int = 0
@@ -58,8 +77,8 @@ class Meter:
     def answered(self, name: str, up: int, down: int, staleness: int, now: float) -> None:
         """Counts an update and its answer, in framed bytes."""
         line = self.lines.setdefault(name, Line())
-        line.first = line.first or now
-        line.updates, line.last, line.staleness = line.updates + 1, now, staleness
+        line.count(now)
+        line.staleness = staleness
         line.up, line.down = line.up + up, line.down + down
         self.updates, self.up, self.down = self.updates + 1, self.up + up, self.down + down
 
@@ -77,6 +96,7 @@ class Meter:
             "bytes_down": self.down,
             "refusals": dict(self.refusals),
             "staleness_histogram": state.histogram,
+            "staleness_sum": state.staleness,
             "workers": [
                 {
                     "name": name,
@@ -85,14 +105,14 @@ class Meter:
                     "weight": member.weight,
                     "sequence": member.sequence,
                     "applied": member.applied,
-                    "rate": round(line.rate(), 3),
-                    "silent": round(now - line.last, 3) if line.last else None,
+                    "rate": round(line.rate(now), 3),
+                    "silent": None if heard is None else round(now - heard, 3),
                     "staleness": line.staleness,
                     "bytes_up": line.up,
                     "bytes_down": line.down,
                 }
                 for name, member in state.members.items()
-                for line in (self.lines.get(name, Line()),)
+                for line, heard in ((self.lines.get(name, Line()), self.heard.get(name)),)
             ],
         }
 
@@ -105,6 +125,12 @@ def prometheus(status: dict[str, Any]) -> str:
         lines.extend((f"# HELP thinwire_hub_{name} {about}", f"# TYPE thinwire_hub_{name} {kind}"))
         lines.extend(f"thinwire_hub_{name}{labels} {value}" for labels, value in values)
 
+    def say_each(name: str, kind: str, about: str, key: str) -> None:
+        say(
+            f"worker_{name}", kind, f"{about}, by worker.",
+            [(f'{{worker="{escape(w["name"])}"}}', w[key]) for w in workers],
+        )  # fmt: skip
+
     workers = status["workers"]
     say("applied_total", "counter", "Updates applied in this run.", [("", status["applied"])])
     say("stale_total", "counter", "Updates refused as stale.", [("", status["refused_as_stale"])])
@@ -115,10 +141,10 @@ def prometheus(status: dict[str, Any]) -> str:
         "refusals_total", "counter", "Refusals by status code.",
         [(f'{{code="{code}"}}', n) for code, n in status["refusals"].items()],
     )  # fmt: skip
-    say(
-        "worker_updates_total", "counter", "Updates answered, by worker.",
-        [(f'{{worker="{escape(w["name"])}"}}', w["sequence"]) for w in workers],
-    )  # fmt: skip
+    say_each("updates_total", "counter", "Updates answered", "sequence")
+    say_each("up_bytes_total", "counter", "Framed bytes of updates", "bytes_up")
+    say_each("down_bytes_total", "counter", "Framed bytes of answers", "bytes_down")
+    say_each("staleness", "gauge", "Staleness of the last update", "staleness")
     total, cumulative = 0, []
     for number, count in enumerate(status["staleness_histogram"]):
         total += count
@@ -127,6 +153,7 @@ def prometheus(status: dict[str, Any]) -> str:
     lines.append("# TYPE thinwire_hub_staleness histogram")
     lines.extend(f"thinwire_hub_staleness_bucket{labels} {n}" for labels, n in cumulative)
     lines.append(f'thinwire_hub_staleness_bucket{{le="+Inf"}} {total}')
+    lines.append(f"thinwire_hub_staleness_sum {status['staleness_sum']}")
     lines.append(f"thinwire_hub_staleness_count {total}")
     return "\n".join(lines) + "\n"
 
