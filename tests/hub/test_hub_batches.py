@@ -151,6 +151,10 @@ def test_a_model_that_would_overflow_is_refused_in_the_middle_of_a_batch() -> No
     assert hub.state.applied == 3
 
 
+def full() -> None:
+    raise Refused(Why.LIMIT, "the hub is full")
+
+
 def test_turns_are_taken_in_order_and_answered_when_the_disk_has_them(tmp_path: Path) -> None:
     hub = a_hub(HUBS[2], SIGNTOPK)
     before = copy.deepcopy(hub.state)
@@ -178,8 +182,11 @@ def test_turns_are_taken_in_order_and_answered_when_the_disk_has_them(tmp_path: 
             hub.state.members["a"].live = True
         with pytest.raises(Refused, match="no frame"):
             await turns.update(Said("a", 0, b"hello", 0.0))
+        with pytest.raises(Refused, match="full"):
+            await turns.do(full)
         with pytest.raises(ZeroDivisionError):
-            await turns.do(lambda: 1 // 0)
+            await turns.do(lambda: (1 // 0, ()), changes=False)
+        assert await turns.do(lambda: (7, ())) == 7
         await turns.close()
 
     asyncio.run(main())

@@ -9,8 +9,9 @@ from contextlib import suppress
 from thinwire.hub.journal import Journal, Record
 from thinwire.hub.threads import Thread
 
-Item = Record | int
-"""A record; or a number, from which on records go to that generation's file."""
+Item = Record | int | BaseException
+"""A record; or a number, from which on records go to that generation's file; or an error, from
+which on nothing is written, as if the disk had failed with it."""
 Then = Callable[[BaseException | None], None]
 """Is told on the loop that the disk has it, or why it does not."""
 
@@ -21,7 +22,7 @@ class Commits:
     Args:
         journal: where they go.
         linger: seconds to wait for more before each sync: fewer syncs, later answers.
-        failed: is called once, on the loop, if the disk fails; nothing is durable any more.
+        failed: is called once, on the loop, at the first error; nothing is durable any more.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Commits:
         for item in batch:
             if isinstance(item, Record):
                 records.append(item)
-            else:
-                self.journal.append(records)
-                self.journal.begin(item)
-                records = []
+                continue
+            self.journal.append(records)
+            records = []
+            if isinstance(item, BaseException):
+                raise item
+            self.journal.begin(item)
         self.journal.append(records)
 
 

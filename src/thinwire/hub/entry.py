@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,31 @@ class Entry:
         pair = (read(self.key), read(self.certificate))
         authority = None if self.clients is None else read(self.clients)
         return grpc.ssl_server_credentials([pair], authority, authority is not None)
+
+    def check_files(self) -> None:
+        """Says which of the files is at fault, where a port could not be secured with them.
+
+        Raises:
+            ConfigError: the certificate, its key or the authority is not what it should be.
+        """
+        if self.certificate is None:
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Without a password a key that needs one would be asked for on the terminal.
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.certificate} and {self.key} are no certificate and its key, in PEM and "
+                f"without a password: {error}"
+            ) from error
+        if self.clients is not None:
+            try:
+                context.load_verify_locations(self.clients)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.clients} holds no authority's certificate in PEM: {error}"
+                ) from error
 
     def admit(
         self, metadata: Sequence[tuple[str, str | bytes]], auth: Mapping[str, Sequence[bytes]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import logging
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ import grpc
 from torch import Tensor
 
 from thinwire import flat
-from thinwire.errors import ConfigError
+from thinwire.errors import ConfigError, ThinwireError
 from thinwire.exchange.base import Here
 from thinwire.exchange.feedback import said_bound
 from thinwire.hub import rpc
@@ -26,7 +25,7 @@ from thinwire.hub.commits import Commits
 from thinwire.hub.core import Core
 from thinwire.hub.entry import Entry
 from thinwire.hub.journal import Journal
-from thinwire.hub.meter import prometheus
+from thinwire.hub.scrape import serve_metrics
 from thinwire.hub.service import LOG, Service
 from thinwire.hub.settings import Description, HubSettings, spans_of
 from thinwire.hub.snapshot import about_of, check_same_run, decode, encode
@@ -81,7 +80,7 @@ class HubServer:
         limits: what it takes.
 
     Raises:
-        ConfigError: the folder is in use, damaged, or of another run.
+        ConfigError: the folder is in use, damaged, of another run, or cannot be written.
     """
 
     settings: HubSettings
@@ -98,10 +97,16 @@ class HubServer:
         self.journal = Journal(self.folder)
         try:
             self.core = self._recover()
+        except OSError as error:
+            self.journal.close()
+            raise ConfigError(
+                f"the state in {self.folder} cannot be read and written: {error}. See to the disk, "
+                "and start the hub again"
+            ) from error
         except BaseException:
             self.journal.close()
             raise
-        self.failure: BaseException | None = None
+        self.failure: ThinwireError | None = None
         self._stop = asyncio.Event()
         self._snapshot: asyncio.Task[None] | None = None
 
@@ -123,15 +128,14 @@ class HubServer:
         for record in records:
             core.replay(record)
             count += 1
-        files = list(self.folder.glob("journal-*.twj"))
-        generation = max((int(f.stem.partition("-")[2]) for f in files), default=-1) + 1
+        generation = self.journal.generation
         if snapshot is None or count:
             # Begin from a snapshot of what was recovered: the next start is quick, and what is
             # still to be repeated to workers is in it.
-            self.journal.begin(generation)
-            self.journal.snapshot(generation, encode(core.state, self._as_json(run)))
+            self.journal.begin(generation + 1)
+            self.journal.snapshot(generation + 1, encode(core.state, self._as_json(run)))
         else:
-            self.journal.begin(max(0, generation - 1))
+            self.journal.begin(generation)
         if snapshot is not None:
             LOG.info(
                 "recovered run %#010x: %d updates applied, %d records after the snapshot",
@@ -147,7 +151,7 @@ class HubServer:
         """Listens, and returns the port.
 
         Raises:
-            ConfigError: anybody could enter, or the port cannot be had.
+            ConfigError: anybody could enter, or the port cannot be had or secured.
         """
         note = self.entry.check_address(listen)
         credentials = self.entry.credentials()
@@ -159,6 +163,7 @@ class HubServer:
         self.service = Service(
             self.turns, self.entry, self.description, said_bound(here), limits.rate
         )
+        self.service.meter.heard = core.heard
         # The journal's thread must get the interpreter's lock back quickly after each sync.
         sys.setswitchinterval(SWITCH)
         keep_freed()
@@ -174,6 +179,7 @@ class HubServer:
         except RuntimeError:
             port = 0
         if not port:
+            self.entry.check_files()
             raise ConfigError(f"{listen} cannot be listened on; is another hub there?")
         await self.server.start()
         where = f"{listen.rpartition(':')[0]}:{port}"
@@ -181,14 +187,17 @@ class HubServer:
         if note is not None:
             LOG.warning("%s", note)
         self._house = asyncio.create_task(self._keep_house())
-        self._metrics = None if metrics is None else await self._serve_metrics(metrics)
+        self._metrics: asyncio.Server | None = None
+        if metrics is not None:
+            self._metrics = await serve_metrics(metrics, self.service.figures)
         return port
 
     async def serve(self, grace: float = 10.0) -> None:
         """Runs until `stop` is called, then drains: answers are sent, the state is on the disk.
 
         Raises:
-            OSError: the disk failed; what was acknowledged before is safe.
+            ThinwireError: the disk failed, or the hub met an error of its own; what was
+                acknowledged before is safe.
         """
         await self._stop.wait()
         LOG.info("draining: no new updates; answering those that came")
@@ -197,28 +206,44 @@ class HubServer:
             self._metrics.close()
         self._house.cancel()
         await self.server.stop(grace)
+        await asyncio.gather(self._house, return_exceptions=True)
         if self._snapshot is not None:
             await self._snapshot
-        if self.failure is None:
-            await self.turns.close()
-            parts = encode(self.core.state, self._as_json(self.core.run))
-            generation = self.journal.generation + 1
-            self.journal.begin(generation)
-            self.journal.snapshot(generation, parts)
-        self.journal.close()
+        await self.turns.close()
+        try:
+            if self.failure is None:
+                self._write_state()
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self.journal.close()
         gc.unfreeze()
-        state = self.core.state
-        LOG.info("down: %d updates applied, staleness %s", state.applied, state.histogram)
         if self.failure is not None:
             raise self.failure
+        state = self.core.state
+        LOG.info("down: %d updates applied, staleness %s", state.applied, state.histogram)
+
+    def _write_state(self) -> None:
+        parts = encode(self.core.state, self._as_json(self.core.run))
+        generation = self.journal.generation + 1
+        self.journal.begin(generation)
+        self.journal.snapshot(generation, parts)
 
     def stop(self) -> None:
         """Ends `serve`; may be called from a signal handler of the loop."""
         self._stop.set()
 
     def _fail(self, error: BaseException) -> None:
-        LOG.error("the disk failed, so nothing more is acknowledged: %s", error)
-        self.failure = error
+        own = None if isinstance(error, OSError) else error
+        what = f"the disk failed: {error}"
+        if own is not None:
+            what = f"the hub met an error of its own: {own!r}"
+        self.failure = ThinwireError(
+            f"{what}. Nothing more is acknowledged; all that was is safe in {self.folder}. "
+            "See to it, and start the hub again"
+        )
+        self.failure.__cause__ = error
+        LOG.error("%s", self.failure, exc_info=own)
         self._stop.set()
 
     async def _keep_house(self) -> None:
@@ -240,35 +265,16 @@ class HubServer:
     async def _take_snapshot(self) -> None:
         generation = self.journal.generation + 1
         about = self._as_json(self.core.run)
-        parts = await self.turns.do(lambda: (encode(self.core.state, about), [generation]))
-        loop = asyncio.get_running_loop()
         try:
+            parts = await self.turns.do(
+                lambda: (encode(self.core.state, about), [generation]), changes=False
+            )
+            loop = asyncio.get_running_loop()
             await loop.run_in_executor(None, self.journal.snapshot, generation, parts)
             LOG.info("snapshot %d: the journal before it is gone", generation)
-        except OSError as error:
-            LOG.error("no snapshot %d: %s; the journal goes on", generation, error)
-        self._snapshot = None
-
-    async def _serve_metrics(self, listen: str) -> asyncio.Server:
-        host, _, port = listen.rpartition(":")
-
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                line = await asyncio.wait_for(reader.readline(), 5.0)
-                known = line.split()[:2] in ([b"GET", b"/metrics"], [b"GET", b"/"])
-                figures = await self.service.figures()
-                body = prometheus(figures).encode() if known else b"see /metrics\n"
-                status = b"200 OK" if known else b"404 Not Found"
-                head = b"HTTP/1.1 %s\r\nContent-Type: text/plain; version=0.0.4\r\n" % status
-                writer.write(head + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body))
-                writer.write(body)
-                await asyncio.wait_for(writer.drain(), 5.0)
-            except (OSError, asyncio.TimeoutError, ValueError):
-                logging.getLogger("thinwire.hub.metrics").debug("a scrape broke off")
-            finally:
-                writer.close()
-
-        try:
-            return await asyncio.start_server(answer, host.strip("[]") or None, int(port))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"metrics cannot be served on {listen}: {error}") from error
+        except Exception as error:
+            # A disk or a memory that is full now may have room at the next try.
+            if self.failure is None:
+                LOG.error("no snapshot %d: %r; the journal goes on", generation, error)
+        finally:
+            self._snapshot = None

@@ -2,6 +2,10 @@
 
 What comes while the thread is at work waits, and is the next turn: updates in a row are applied
 together. An answer is had when the disk has what it tells of.
+
+An error that is no refusal may leave the core with what the journal will never hold. Told again,
+it would be known as applied, and a restart would lose it. So such an error ends all, as a failing
+disk does: nothing of its turn or after it is told.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any, TypeVar
 
 from thinwire.hub.commits import Commits, Item
 from thinwire.hub.core import Core
+from thinwire.hub.refused import Refused
 from thinwire.hub.said import Said, Taken
 from thinwire.hub.threads import Thread
 
@@ -33,6 +38,7 @@ class Turns:
     def __init__(self, core: Core, commits: Commits) -> None:
         self.core, self.commits = core, commits
         self._thread = Thread("thinwire-core", self._turn)
+        self._broken = False
 
     async def update(self, said: Said) -> Taken:
         """Returns what became of an update.
@@ -43,9 +49,15 @@ class Turns:
         taken: Taken = await self._asked(said)
         return taken
 
-    async def do(self, call: Call[T]) -> T:
-        """Returns the answer of a call in its turn."""
-        answer: T = await self._asked(call)
+    async def do(self, call: Call[T], changes: bool = True) -> T:
+        """Returns the answer of a call in its turn.
+
+        Args:
+            call: what is to be done; a `Refused` of its changes nothing.
+            changes: whether it changes the core: if not, an error of its own is its caller's
+                alone.
+        """
+        answer: T = await self._asked(call if changes else partial(_looked, call))
         return answer
 
     async def close(self) -> None:
@@ -59,10 +71,24 @@ class Turns:
         return answer
 
     def _turn(self, turn: list[tuple[Ask, asyncio.Future[Any]]]) -> None:
-        answers, items = self._work([ask for ask, _ in turn])
+        answers: list[Any] = [None] * len(turn)
+        items: list[Item] = []
+        if not self._broken:
+            try:
+                answers, items = self._work([ask for ask, _ in turn])
+            except BaseException as error:
+                items = self._failed(error)
         # Not by way of the loop: what waits there would be waited for. The model moves meanwhile.
         self.commits.add(items, partial(_tell, [future for _, future in turn], answers))
-        self.core.land()
+        if not self._broken:
+            try:
+                self.core.land()
+            except BaseException as error:
+                self.commits.add(self._failed(error), lambda broken: None)
+
+    def _failed(self, error: BaseException) -> list[Item]:
+        self._broken = True
+        return [error]
 
     def _work(self, asks: list[Ask]) -> tuple[list[Any], list[Item]]:
         answers: list[Any] = []
@@ -70,22 +96,30 @@ class Turns:
         at = 0
         while at < len(asks):
             ask, upto = asks[at], at + 1
-            try:
-                if isinstance(ask, Said):
-                    while upto < len(asks) and isinstance(asks[upto], Said):
-                        upto += 1
-                    taken = self.core.answers(asks[at:upto])  # type: ignore[arg-type]
-                    answers += taken
-                    items += [t.record for t in taken if isinstance(t, Taken) and t.record]
-                else:
-                    self.core.land()
+            if isinstance(ask, Said):
+                while upto < len(asks) and isinstance(asks[upto], Said):
+                    upto += 1
+                taken = self.core.answers(asks[at:upto])  # type: ignore[arg-type]
+                answers += taken
+                items += [t.record for t in taken if isinstance(t, Taken) and t.record]
+            else:
+                self.core.land()
+                try:
                     answer, more = ask()
                     answers.append(answer)
                     items += more
-            except Exception as error:
-                answers += [error] * (upto - at)
+                except Refused as refused:
+                    answers.append(refused.with_traceback(None))
             at = upto
         return answers, items
+
+
+def _looked(call: Call[Any]) -> tuple[Any, Sequence[Item]]:
+    """Returns what a call that changes nothing answers; the error that it met is an answer too."""
+    try:
+        return call()
+    except Exception as error:
+        return error, ()
 
 
 def _tell(
