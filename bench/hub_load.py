@@ -17,9 +17,11 @@ import json
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import statistics
+import sys
 import time
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
@@ -288,11 +290,12 @@ def main() -> None:
     keep_freed()
     results = measure(chosen)
     about = ran_on(grpcio=grpc.__version__)
+    command = shlex.join(("python", "bench/hub_load.py", *sys.argv[1:]))
     text = "\n".join(
         [
             "# Load on one hub, beside a plain gRPC echo",
             "",
-            f"{datetime.now(timezone.utc):%Y-%m-%d}, `python bench/hub_load.py`, "
+            f"{datetime.now(timezone.utc):%Y-%m-%d}, `{command}`, "
             f"{chosen.clients} clients, d = {chosen.d:,}, SignTopK 0.1 %, {chosen.seconds:g} s a "
             f"turn after 2 s of warm-up. {about}.",
             "",
