@@ -15,7 +15,7 @@ from thinwire.errors import FrameError, TransportError
 from thinwire.exchange.anchors import HEAD, Head
 from thinwire.host import Bytes
 from thinwire.hub import rpc
-from thinwire.hub.dial import Dial, HubRefused, Waits
+from thinwire.hub.dial import Dial, Waits
 from thinwire.hub.hub_pb2 import (
     Beat,
     Down,
@@ -23,7 +23,6 @@ from thinwire.hub.hub_pb2 import (
     Leave,
     Piece,
     Up,
-    Welcome,
 )
 from thinwire.hub.settings import Description
 from thinwire.transport.base import Turn
@@ -55,6 +54,7 @@ class HubTransport:
 
     def __init__(self, dial: Dial, worker: str, weight: float, description: Description) -> None:
         self.dial, self.worker, self.weight = dial, worker, weight
+        self.rank = self.run = self.sequence = 0
         self.sent = self.acknowledged = self.reconnected = 0
         self.tell: Callable[[str, int], None] = lambda what, sequence: None
         self._channel = dial.channel()
@@ -63,12 +63,15 @@ class HubTransport:
         self._beat: Beats | None = None
         self._asked: list[Bytes] = []
         self._description = json.dumps(description)
-        welcome = self._connect(Waits(dial))
+        try:
+            self._first = self._through(self._frame)
+            self.version = head_of(self._first).version
+        except BaseException:
+            self.close()
+            raise
+        # It has joined: from now on a hub that comes back is only told who goes on.
         self._description = ""
-        self.rank, self.run, self.sequence = welcome.number, welcome.run, welcome.sequence
-        self._first = self._frame()
         self.told = len(self._first)
-        self.version = head_of(self._first).version
 
     def turn(self, turn: Turn) -> list[Bytes]:
         """Sends the update and returns the hub's answer, through any number of hubs' lives."""
@@ -116,24 +119,19 @@ class HubTransport:
         ]
 
     def _update(self, frame: bytes) -> bytes:
-        waits, first = Waits(self.dial), True
-        sequence = address_of(frame).round
+        sequence, tries = address_of(frame).round, 0
+
+        def said() -> bytes:
+            nonlocal tries
+            self.reconnected += tries > 0
+            tries += 1
+            for data, last in rpc.pieces(frame):
+                self._words.put(Up(piece=Piece(data=data, last=last, base=self.version)))
+            return self._frame()
+
         self.sent += 1
         self.tell("sent", sequence)
-        while True:
-            try:
-                if self._call is None:
-                    self._connect(waits)
-                if not first:
-                    self.reconnected += 1
-                first = False
-                for data, last in rpc.pieces(frame):
-                    self._words.put(Up(piece=Piece(data=data, last=last, base=self.version)))
-                answer = self._frame()
-                break
-            except grpc.RpcError as error:
-                self._hang_up()
-                waits.after(error)
+        answer = self._through(said)
         self.acknowledged += 1
         self.sequence = sequence + 1
         self.tell("acknowledged", sequence)
@@ -141,46 +139,62 @@ class HubTransport:
         return answer
 
     def _alarm(self, frame: bytes) -> None:
-        """Tells of a NaN; the hub notes it and hangs up, and this worker raises by itself."""
+        """Tells of a NaN, if the hub is there; this worker raises by itself, whoever hears it."""
         try:
             if self._call is None:
-                self._connect(Waits(self.dial))
+                self._connect()
             self._words.put(Up(piece=Piece(data=frame, last=True, base=self.version)))
             self._frame()
-        except (grpc.RpcError, HubRefused):
+        except grpc.RpcError:
             pass
         finally:
             self._hang_up()
 
-    def _connect(self, waits: Waits) -> Welcome:
+    def _through(self, talk: Callable[[], bytes]) -> bytes:
+        """Returns what a talk on this worker's stream returns, through any number of hubs' lives.
+
+        Raises:
+            HubRefused, TransportError: it is refused, or the hub cannot be reached.
+        """
+        waits = Waits(self.dial)
         while True:
-            self._words = queue.SimpleQueue()
-            hello = Hello(
-                protocol=rpc.PROTOCOL, worker=self.worker, weight=self.weight,
-                description=self._description, run=getattr(self, "run", 0),
-            )  # fmt: skip
-            self._words.put(Up(hello=hello))
-            train = self._channel.stream_stream(rpc.TRAIN, Up.SerializeToString, Down.FromString)
-            self._call = train(words_of(self._words), metadata=self.dial.metadata)
             try:
-                welcome: Welcome = next(self._call).welcome
+                if self._call is None:
+                    self._connect()
+                    waits.found()
+                return talk()
             except grpc.RpcError as error:
                 self._hang_up()
                 waits.after(error)
-                continue
-            self._beat = Beats(self._words, welcome.beat)
-            return welcome
+
+    def _connect(self) -> None:
+        """Opens a stream and says who this is, once."""
+        self._words = queue.SimpleQueue()
+        hello = Hello(
+            protocol=rpc.PROTOCOL, worker=self.worker, weight=self.weight,
+            description=self._description, run=self.run,
+        )  # fmt: skip
+        self._words.put(Up(hello=hello))
+        train = self._channel.stream_stream(rpc.TRAIN, Up.SerializeToString, Down.FromString)
+        self._call = train(words_of(self._words), metadata=self.dial.metadata)
+        welcome = self._word().welcome
+        self.rank, self.run, self.sequence = welcome.number, welcome.run, welcome.sequence
+        self._beat = Beats(self._words, welcome.beat)
 
     def _frame(self) -> bytes:
         parts = []
         while True:
-            try:
-                piece = next(self._call).piece
-            except StopIteration:
-                raise _Ended from None
+            piece = self._word().piece
             parts.append(piece.data)
             if piece.last:
                 return b"".join(parts)
+
+    def _word(self) -> Down:
+        try:
+            word: Down = next(self._call)
+        except StopIteration:
+            raise _Ended from None
+        return word
 
     def _hang_up(self) -> None:
         if self._beat is not None:

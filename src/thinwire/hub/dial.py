@@ -11,6 +11,7 @@ import grpc
 
 from thinwire.errors import TransportError
 from thinwire.hub import rpc
+from thinwire.hub.entry import check_token
 from thinwire.hub.hub_pb2 import SettingsReply, SettingsRequest, StatusReply, StatusRequest
 from thinwire.hub.settings import Description
 
@@ -59,6 +60,9 @@ class Dial:
     certificate: bytes | None = None
     key: bytes | None = None
     patience: float = 300.0
+
+    def __post_init__(self) -> None:
+        check_token(self.token)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -110,7 +114,7 @@ class Dial:
 
 
 class Waits:
-    """Bounded, growing waits between tries.
+    """Bounded, growing waits between tries while a hub is away.
 
     Args:
         dial: where to, and with how much patience.
@@ -118,19 +122,26 @@ class Waits:
 
     def __init__(self, dial: Dial) -> None:
         self.dial, self._wait = dial, FIRST_WAIT
-        self._until = time.monotonic() + dial.patience
+        self._until: float | None = None
+
+    def found(self) -> None:
+        """Is told that the hub is there: patience begins anew at the next failure."""
+        self._wait, self._until = FIRST_WAIT, None
 
     def after(self, error: grpc.RpcError) -> None:
         """Waits before the next try.
 
         Raises:
             HubRefused: trying again would not help.
-            TransportError: patience is at its end.
+            TransportError: patience, which began at the first failure, is at its end.
         """
         code, said = error.code(), error.details() or ""
         if code not in AGAIN:
             raise HubRefused(code.name, said) from None
-        if time.monotonic() + self._wait > self._until:
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self.dial.patience
+        if now + self._wait > self._until:
             raise TransportError(
                 f"the hub at {self.dial.address} cannot be reached for {self.dial.patience:g} s "
                 f"({code.name}: {said}). {self.dial.hint}"

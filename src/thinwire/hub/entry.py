@@ -42,6 +42,7 @@ class Entry:
             raise ConfigError("names of certificates need the authority that signed them")
         if self.token is not None and len(self.token) < 8:
             raise ConfigError("the token is shorter than 8 characters; take a longer one")
+        check_token(self.token)
 
     @property
     def open(self) -> bool:
@@ -142,6 +143,29 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_token(token: str | None) -> None:
+    """Raises a ConfigError if gRPC cannot carry that token."""
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ConfigError("a token is one line of printable ASCII; this one holds something else")
+
+
+def read_token(file: Path | None) -> str | None:
+    """Returns the token that a file holds, without the space around it; None for no file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no text.
+    """
+    if file is None:
+        return None
+    try:
+        return read(file).decode().strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file} holds no token: byte {error.start} is no UTF-8; a token is one line of "
+            "printable ASCII"
+        ) from None
 
 
 def read(file: Path) -> bytes:
