@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from thinwire.shell import LocalSGD
 
 if TYPE_CHECKING:
     from thinwire.hub.client import HubTransport
+
+LOG = logging.getLogger("thinwire")
 
 
 def join(
@@ -84,13 +87,21 @@ def join(
     try:
         from thinwire.hub.client import HubTransport
         from thinwire.hub.dial import Dial
+        from thinwire.hub.entry import is_loopback
         from thinwire.hub.settings import HubSettings
     except ImportError as error:
         raise ConfigError(f"a hub needs gRPC ({error}): pip install 'thinwire[hub]'") from error
     check_weight(join, weight)
     pem = [_bytes(file) for file in (authority, certificate, key)]
     dial = Dial(address, token, pem[0], pem[1], pem[2], patience)
+    there = address.rpartition(":")[0].strip("[]")
+    if token is not None and authority is None and not is_loopback(there):
+        LOG.warning(
+            "the token and the model travel in clear to %s; if that hub has TLS, give authority=",
+            address,
+        )
     theirs = dial.settings()
+    settings = HubSettings.from_dict(theirs)
     given = {
         "H": None if H is None else schedule_json(H),
         "compressor": None if compressor is None else compressor.to_json(),
@@ -103,7 +114,6 @@ def join(
     description = {"settings": own, "tensors": parameters.described(named, "parameter")}
     name = f"worker-{os.urandom(6).hex()}" if worker is None else worker
     transport = HubTransport(dial, name, weight, description)
-    settings = HubSettings.from_dict(theirs)
     try:
         shell = LocalSGD(
             list(named),
