@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from hub_cases import same_state  # noqa: F401  (handed on to the tests)
 import thinwire as tw
 from thinwire.hub import rpc
 from thinwire.hub.entry import Entry
-from thinwire.hub.hub_pb2 import Down, Up
+from thinwire.hub.hub_pb2 import Down, Hello, Up
 from thinwire.hub.server import HubServer, Limits
 from thinwire.hub.settings import HubSettings
 
@@ -41,7 +42,7 @@ class Live:
     def __init__(self, folder: Path, listen: str = "127.0.0.1:0", **more: Any) -> None:
         settings = more.pop("settings", SETTINGS)
         self.metrics = more.pop("metrics", None)
-        model = list(net().named_parameters())
+        model = list((more.pop("model", None) or net()).named_parameters())
         self.server = HubServer(settings, model, folder, **more)
         self.listen, self.port = listen, 0
         self._ready = threading.Event()
@@ -125,6 +126,13 @@ class Rude:
         self.channel.close()
 
 
+def hello(hub: Live, name: str = "rude", **more: Any) -> Up:
+    """The first word of a worker that joins."""
+    about = json.dumps(hub.server.description)
+    fields = {"protocol": rpc.PROTOCOL, "worker": name, "weight": 1.0, "description": about}
+    return Up(hello=Hello(**{**fields, **more}))
+
+
 class Lines(logging.Handler):
     """Keeps the hub's log lines."""
 
@@ -183,4 +191,6 @@ def certificates(folder: Path) -> dict[str, Path]:
     return files
 
 
-__all__ = ["Entry", "Limits", "Lines", "Live", "Rude", "certificates", "join", "live", "train"]
+__all__ = [
+    "Entry", "Limits", "Lines", "Live", "Rude", "certificates", "hello", "join", "live", "train",
+]  # fmt: skip

@@ -27,6 +27,7 @@ from live_hub import (
     Live,
     Rude,
     certificates,
+    hello,
     join,
     live,
     net,
@@ -37,7 +38,7 @@ import thinwire as tw
 from thinwire.errors import ConfigError, NonFiniteError, TransportError
 from thinwire.hub import rpc
 from thinwire.hub.dial import Dial, HubRefused
-from thinwire.hub.hub_pb2 import Beat, Hello, Piece, Up
+from thinwire.hub.hub_pb2 import Beat, Piece, Up
 from thinwire.hub.settings import HubSettings
 from thinwire.wire.body import pack
 from thinwire.wire.frame import Address, Kind, seal
@@ -52,17 +53,6 @@ def log():
     logger.setLevel(logging.INFO)
     yield lines.said
     logger.removeHandler(lines)
-
-
-def description(hub: Live) -> str:
-    return json.dumps(hub.server.description)
-
-
-def hello(hub: Live, name: str = "rude", **more) -> Up:
-    fields = {
-        "protocol": rpc.PROTOCOL, "worker": name, "weight": 1.0, "description": description(hub),
-    }  # fmt: skip
-    return Up(hello=Hello(**{**fields, **more}))
 
 
 def test_workers_join_adopt_train_and_hold_the_hubs_bits(tmp_path: Path) -> None:
@@ -405,7 +395,7 @@ def test_the_command_serves_drains_at_sigterm_and_refuses_to_be_open(tmp_path: P
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        line = process.stderr.readline()
+        line = next(line for line in process.stderr if "listens on" in line)
         address = line.split("listens on ")[1].split(",")[0]
         optimizer, model = join(address, model=net(), worker="a", patience=30.0)
         train(optimizer, model, 3)

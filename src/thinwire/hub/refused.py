@@ -6,6 +6,9 @@ from enum import Enum
 
 from thinwire.errors import ThinwireError
 
+LONGEST = 500
+"""Characters of a sentence that leave the hub: its caller may have chosen some of them."""
+
 
 class Why(Enum):
     """The reasons; each is one gRPC status code on the wire."""
@@ -32,8 +35,8 @@ class Why(Enum):
     """A message that does not come now: a sequence number left out, a speaker not joined."""
     LIMIT = "RESOURCE_EXHAUSTED"
     """Too large, too many, too fast."""
-    CLOSING = "UNAVAILABLE"
-    """The hub is going down; a worker comes back when it is up."""
+    AGAIN = "UNAVAILABLE"
+    """The hub goes down, or has not heard the worker for too long; it comes back by itself."""
 
 
 class Refused(ThinwireError):
@@ -48,3 +51,16 @@ class Refused(ThinwireError):
         self.why = why
         self.sentence = sentence
         super().__init__(sentence)
+
+
+def one_line(said: str) -> str:
+    r"""Returns a sentence as one line of at most `LONGEST` characters, all of them printable.
+
+    Example:
+        >>> print(one_line("H\nis \ud800"), len(one_line("x" * 9000)))
+        H\nis \ud800 500
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said[:LONGEST])
+    if len(said) <= LONGEST and len(shown) <= LONGEST:
+        return shown
+    return shown[: LONGEST - 3] + "..."

@@ -14,6 +14,7 @@ import grpc
 from thinwire.hub import rpc
 from thinwire.hub.entry import Entry
 from thinwire.hub.handlers import Methods, lenient
+from thinwire.hub.hello import check_hello, check_protocol, first_word
 from thinwire.hub.hub_pb2 import (
     Down,
     Hello,
@@ -27,16 +28,15 @@ from thinwire.hub.hub_pb2 import (
 )
 from thinwire.hub.journal import Record
 from thinwire.hub.meter import Meter
-from thinwire.hub.refused import Refused, Why
+from thinwire.hub.places import Place, Places
+from thinwire.hub.rates import Rates
+from thinwire.hub.refused import Refused, Why, one_line
 from thinwire.hub.said import Said
-from thinwire.hub.settings import Description, difference, read_description
+from thinwire.hub.settings import Description
 from thinwire.hub.turns import Turns
 from thinwire.version import __version__
 
 LOG = logging.getLogger("thinwire.hub")
-FIRST_WORD = 20.0
-"""Seconds in which a new stream must say who it is."""
-LONGEST_NAME = 128
 GOING = "the hub is going down; come back when it is up"
 Context = Any
 """A `grpc.aio.ServicerContext`; grpc has no types."""
@@ -62,11 +62,10 @@ class Service:
         rate: float | None,
     ) -> None:
         self.turns, self.core, self.entry = turns, turns.core, entry
-        self.description, self.bound, self.rate = description, bound, rate
+        self.description, self.bound = description, bound
         self.meter = Meter(time.monotonic())
         self.closing = asyncio.Event()
-        self._streams: dict[str, asyncio.Task[Any]] = {}
-        self._busy: set[asyncio.Task[Any] | None] = set()
+        self._places, self._rates = Places(), Rates(rate)
         self._settings = json.dumps(description["settings"])
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -112,44 +111,27 @@ class Service:
     async def train(self, requests: AsyncIterator[Up], context: Context) -> None:
         """Serves one worker until it leaves, is lost or refused."""
         words = aiter(requests)
-        name = await self._greet(words, context)
-        task = asyncio.current_task()
-        assert task is not None
-        before = self._streams.get(name)
-        self._streams[name] = task
-        if before is not None:
-            before.cancel()
-        try:
-            await self._serve(name, words, context)
-        finally:
-            if self._streams.get(name) is task:
-                del self._streams[name]
+        hello = await first_word(words)
+        self._check(hello)
+        # From here on the worker's stream before this one says nothing more: what this one is told
+        # next, number and model, stays true while it hears it.
+        with self._places.held(hello.worker) as place:
+            await self._enter(hello, context)
+            await self._serve(place, words, context)
 
-    async def _greet(self, words: AsyncIterator[Up], context: Context) -> str:
-        try:
-            first = await asyncio.wait_for(anext(words), FIRST_WORD)
-        except (asyncio.TimeoutError, StopAsyncIteration):
-            raise Refused(Why.ORDER, "a stream begins with a hello; none came") from None
-        if first.WhichOneof("said") != "hello":
-            raise Refused(Why.ORDER, "a stream begins with a hello; this began otherwise")
-        hello, core = first.hello, self.core
-        check_protocol(hello.protocol)
+    def _check(self, hello: Hello) -> None:
         if self.closing.is_set():
-            raise Refused(Why.CLOSING, GOING)
-        name = hello.worker
-        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise Refused(Why.AGAIN, GOING)
+        check_hello(hello, self.description)
+        known = hello.run == self.core.run and hello.worker in self.core.state.members
+        if not hello.description and not known:
             raise Refused(
-                Why.ORDER, f"a worker has a printable name of 1 to {LONGEST_NAME} letters"
+                Why.RUN,
+                f"worker {hello.worker!r} is of another run than this hub's; join it anew",
             )
-        if not 1e-6 <= hello.weight <= 1e12:
-            raise Refused(Why.SETTINGS, f"a weight lies in [1e-6, 1e12]; this is {hello.weight}")
-        joins = bool(hello.description)
-        if joins:
-            self._compare(hello)
-        elif hello.run != core.run or name not in core.state.members:
-            raise Refused(
-                Why.RUN, f"worker {name!r} is of another run than this hub's; join it anew"
-            )
+
+    async def _enter(self, hello: Hello, context: Context) -> None:
+        name, joins, core = hello.worker, bool(hello.description), self.core
 
         def enter() -> tuple[tuple[int, int, bytes, bool], list[Record]]:
             member, record = core.join(name, hello.weight, time.monotonic())
@@ -166,24 +148,11 @@ class Service:
         await context.write(Down(welcome=welcome))
         if joins:
             self.meter.joined(name, len(model))
-            await send((model,), context)
-        return name
+            await self._send(name, (model,), context)
 
-    def _compare(self, hello: Hello) -> None:
-        try:
-            said = read_description(hello.description)
-        except (ValueError, RecursionError) as error:
-            raise Refused(
-                Why.SETTINGS, f"worker {hello.worker!r} describes itself unreadably: {error}"
-            ) from None
-        found = difference(self.description, said)
-        if found is not None:
-            why = Why.SETTINGS if found[0] == "settings" else Why.MODEL
-            raise Refused(why, f"worker {hello.worker!r} differs from the hub: {found[1]}")
-
-    async def _serve(self, name: str, words: AsyncIterator[Up], context: Context) -> None:
+    async def _serve(self, place: Place, words: AsyncIterator[Up], context: Context) -> None:
+        name, size = place.name, 0
         parts: list[bytes] = []
-        size, allowance, last = 0, self.rate or 0.0, time.monotonic()
         while (up := await self._next(words)) is not None:
             said, now = up.WhichOneof("said"), time.monotonic()
             self.core.heard[name] = now
@@ -195,6 +164,10 @@ class Service:
                 return
             if said != "piece":
                 raise Refused(Why.ORDER, f"worker {name!r} says something that does not come now")
+            if not (up.piece.data or up.piece.last):
+                raise Refused(
+                    Why.FRAME, f"worker {name!r} sends an empty piece that does not end its frame"
+                )
             parts.append(up.piece.data)
             size += len(up.piece.data)
             if size > self.bound:
@@ -205,26 +178,25 @@ class Service:
             if not up.piece.last:
                 continue
             frame, parts, size = b"".join(parts), [], 0
-            if self.rate is not None:
-                allowance = min(max(1.0, self.rate), allowance + (now - last) * self.rate) - 1.0
-                last = now
-                if allowance < -1.0:
-                    raise Refused(
-                        Why.LIMIT, f"worker {name!r} sends more than {self.rate} updates a second"
-                    )
-            task = asyncio.current_task()
-            self._busy.add(task)
-            try:
-                await self._update(name, up.piece.base, frame, now, context)
-            finally:
-                self._busy.discard(task)
+            self._rates.spend(name, now)
+            place.busy = True
+            await self._update(name, up.piece.base, frame, now, context)
+            place.busy = False
         if self.closing.is_set():
-            raise Refused(Why.CLOSING, GOING)
+            raise Refused(Why.AGAIN, GOING)
         LOG.info("worker %r has lost its connection", name)
 
     def lost(self, now: float) -> tuple[list[str], list[Record]]:
-        """Marks the silent as gone; returns who they are, and what the journal must hold."""
-        return self._leave(self.core.tick(now))
+        """Marks the silent as gone; returns who they are, and what the journal must hold.
+
+        It is asked in the core's turn. The stream of a silent worker is ended with a word that
+        makes it join again by itself, should it still be there.
+        """
+        names, loop = self.core.tick(now), self.turns.commits.loop
+        for name in names:
+            why = f"worker {name!r} was silent for {self.core.timeout:g} s; it has to come back"
+            self._places.end_soon(loop, name, Why.AGAIN, why)
+        return self._leave(names)
 
     def _leave(self, names: list[str]) -> tuple[list[str], list[Record]]:
         records = {name: self.core.leave(name) for name in names}
@@ -247,13 +219,19 @@ class Service:
         self.meter.repeated += taken.record is None
         size = sum(len(part) for part in taken.reply)
         self.meter.answered(name, len(frame), size, taken.staleness, now)
-        await send(taken.reply, context)
+        await self._send(name, taken.reply, context)
+
+    async def _send(self, name: str, parts: Sequence[bytes], context: Context) -> None:
+        # Its beats are not read meanwhile. That it takes what is sent is as good a word.
+        def heard() -> None:
+            self.core.heard[name] = time.monotonic()
+
+        await send(parts, context, heard)
 
     def close_streams(self) -> None:
         """Ends every stream with a word that the hub goes down, after the answer it owes."""
         self.closing.set()
-        for task in set(self._streams.values()) - self._busy:
-            task.cancel()
+        self._places.close(Why.AGAIN, GOING)
 
     def _refusing(
         self, method: Callable[[Any, Context], Awaitable[Any]]
@@ -265,33 +243,24 @@ class Service:
                 self.entry.admit(context.invocation_metadata() or (), context.auth_context())
                 return await method(request, context)
             except Refused as refused:
-                self.meter.refusals[refused.why.value] += 1
-                LOG.warning("refused (%s): %s", refused.why.value, refused.sentence)
-                code = getattr(grpc.StatusCode, refused.why.value)
-                await context.abort(code, refused.sentence)
-            except asyncio.CancelledError:
-                if self.closing.is_set():
-                    code, why = grpc.StatusCode.UNAVAILABLE, GOING
-                else:
-                    code = grpc.StatusCode.ABORTED
-                    why = "another process has taken this worker's place on the hub"
-                await context.abort(code, why)
+                code, sentence = refused.why.value, one_line(refused.sentence)
+                self.meter.refusals[code] += 1
+                LOG.warning("refused (%s): %s", code, sentence)
+                await context.abort(getattr(grpc.StatusCode, code), sentence)
 
         return guarded
 
 
-async def send(parts: Sequence[bytes], context: Context) -> None:
-    """Writes a frame, given in parts, in pieces."""
+async def send(
+    parts: Sequence[bytes], context: Context, taken: Callable[[], None] = lambda: None
+) -> None:
+    """Writes a frame, given in parts, in pieces.
+
+    Args:
+        parts: of the frame.
+        context: of the stream.
+        taken: is called after each piece, which waits until the peer takes what came before.
+    """
     for data, last in rpc.pieces(*parts):
         await context.write(Down(piece=Piece(data=data, last=last)))
-
-
-def check_protocol(spoken: int) -> None:
-    """Raises a Refused unless the caller speaks this version."""
-    if spoken != rpc.PROTOCOL:
-        older = "an older" if spoken < rpc.PROTOCOL else "a newer"
-        raise Refused(
-            Why.VERSION,
-            f"the caller speaks {older} protocol version, {spoken}; this hub speaks {rpc.PROTOCOL} "
-            f"(thinwire {__version__}). Install the same version on both sides",
-        )
+        taken()
