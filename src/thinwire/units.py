@@ -8,10 +8,11 @@ import re
 from thinwire.errors import ConfigError
 
 PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+BINARY = {"k": 2.0**10, "m": 2.0**20, "g": 2.0**30, "t": 2.0**40}
 _NUMBER = r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*"
 _RATE = re.compile(_NUMBER + r"(?:([kmgt]?)bit(?:/s)?|([kmgtKMGT]?)b/s|([kKMGT]?)B/s|)\s*")
 _TIME = re.compile(_NUMBER + r"(us|ms|s|min|h|)\s*")
-_SIZE = re.compile(_NUMBER + r"([kMGTm]?)B?\s*")
+_SIZE = re.compile(_NUMBER + r"(?:([kKMGT])(i?))?B?\s*")
 _COUNT = re.compile(_NUMBER + r"([kKMBTmb]?)\s*")
 _SHARE = re.compile(_NUMBER + r"(%?)\s*")
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
@@ -76,6 +77,26 @@ def count(text: str) -> int:
         value = _number(found[1]) * PREFIX[found[2].lower().replace("b", "g")]
     if not 1 <= value < 1e15 or value != round(value):
         raise ConfigError(f"{text!r} is no whole number of at least 1; write 1.1e9, 350M or 70B")
+    return int(value)
+
+
+def size(text: str) -> int:
+    """Returns bytes.
+
+    Raises:
+        ConfigError: the text is no whole number of bytes.
+
+    Example:
+        >>> size("256MB"), size("64MiB"), size("1.5 kB"), size("4096")
+        (256000000, 67108864, 1500, 4096)
+    """
+    found = _SIZE.fullmatch(text)
+    value = math.nan
+    if found:
+        prefixes = BINARY if found[3] else PREFIX
+        value = _number(found[1]) * prefixes[(found[2] or "").lower()]
+    if not 0 <= value < 1e15 or value != round(value):
+        raise ConfigError(f"{text!r} is no number of bytes; write 256MB, 64MiB or 4096")
     return int(value)
 
 

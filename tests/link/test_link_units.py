@@ -45,6 +45,7 @@ def test_a_bandwidth_of_zero_is_refused_with_an_example(text):
         (units.seconds, "20 parsecs", "20ms"), (units.seconds, "-1s", "20ms"),
         (units.count, "1.5", "1.1e9"), (units.count, "0", "1.1e9"), (units.count, "many", "1.1e9"),
         (units.share, "120%", "0.01"), (units.share, "half", "0.01"),
+        (units.size, "1.5", "256MB"), (units.size, "-1", "256MB"), (units.size, "1iB", "256MB"),
     ],
 )  # fmt: skip
 def test_what_does_not_parse_is_refused_with_an_example(read, text, example):
