@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thinwire.errors import ConfigError
+from thinwire.files import check_writable
 
 if TYPE_CHECKING:
     from thinwire.hub.server import HubServer
     from thinwire.hub.settings import HubSettings
 
+LOG = logging.getLogger("thinwire.hub")
 GRACE = 10.0
 """Seconds that answers have to leave once the hub is told to stop."""
 
@@ -38,7 +40,9 @@ def hub(
     down: Annotated[
         float, typer.Option(help="Kept fraction of the shared stream, down; 0: exact replies.")
     ] = 0.01,
-    memory: Annotated[int, typer.Option(help="Bytes kept to repeat what was said.")] = 1 << 26,
+    memory: Annotated[
+        str, typer.Option(help="Bytes kept to repeat what was said: 64MiB, 100MB.")
+    ] = "64MiB",
     count: Annotated[
         str, typer.Option(help="Divide an update by: live, weight, or a number N.")
     ] = "live",
@@ -66,8 +70,12 @@ def hub(
     linger: Annotated[
         float, typer.Option(help="Seconds an answer may wait for a shared sync of the disk.")
     ] = 0.0,
+    snapshot: Annotated[
+        str, typer.Option(help="Bytes of journal after which a snapshot replaces it.")
+    ] = "256MiB",
     metrics: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Prometheus' text, over HTTP.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Prometheus' text, over HTTP, to whoever asks."),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Also write the log to this file.")] = None,
 ) -> None:
@@ -78,24 +86,49 @@ def hub(
     """
     import torch
 
+    from thinwire import units
     from thinwire.cli.hub_model import load_model
-    from thinwire.hub.entry import Entry, read
+    from thinwire.hub.entry import Entry, is_loopback, read_token
     from thinwire.hub.server import HubServer, Limits
 
     torch.set_num_threads(1)
     tell(log)
+    kept = units.size(memory)
     if settings is not None:
         chosen = read_settings(settings)
     else:
         chosen = chosen_settings(
-            H, random_gaps, seconds, density, down, memory, count, stale, policy, outer, seed
+            H, random_gaps, seconds, density, down, kept, count, stale, policy, outer, seed
         )
-    token = None if token_file is None else read(token_file).decode().strip()
-    entry = Entry(tls_cert, tls_key, client_ca, tuple(client_name or ()), token)
+    names = tuple(client_name or ())
+    entry = Entry(tls_cert, tls_key, client_ca, names, read_token(token_file))
     entry.check_address(listen)
-    limits = Limits(workers=most_workers, rate=rate, timeout=timeout, linger=linger)
+    if metrics is not None and not is_loopback(metrics.rpartition(":")[0].strip("[]")):
+        LOG.warning(
+            "metrics know no TLS and no token: whoever reaches %s reads workers' names and figures",
+            metrics,
+        )
+    limits = Limits(
+        workers=most_workers,
+        rate=rate,
+        timeout=timeout,
+        linger=linger,
+        snapshot=units.size(snapshot),
+    )
     server = HubServer(chosen, load_model(model_from), state, entry, limits)
+    warm()
     asyncio.run(run(server, listen, metrics))
+
+
+def warm() -> None:
+    """Compiles the kernels, or loads them, so that no update waits for it."""
+    from thinwire.cli.doctor import examine_kernels
+    from thinwire.kernels import cpu
+
+    found = examine_kernels(False)
+    if found["compiled"] < found["kernels"]:
+        LOG.info("compiling kernels, once on this machine: half a minute or so until it listens")
+    cpu.warm()
 
 
 async def run(server: HubServer, listen: str, metrics: str | None) -> None:
@@ -108,16 +141,23 @@ async def run(server: HubServer, listen: str, metrics: str | None) -> None:
 
 
 def tell(file: Path | None, screen: bool = True) -> None:
-    """Writes the hub's log, one line an event, to standard error, to a file, or both."""
+    """Writes the hub's log, one line an event, to standard error, to a file, or both.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler()] if screen else []
+    check_writable(file)
     if file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        try:
+            handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
     form = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    logger = logging.getLogger("thinwire.hub")
-    logger.setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO)
     for handler in handlers:
         handler.setFormatter(form)
-        logger.addHandler(handler)
+        LOG.addHandler(handler)
 
 
 def read_settings(file: Path) -> HubSettings:

@@ -33,9 +33,9 @@ def hub_status(
     from rich.live import Live
 
     from thinwire.hub.dial import Dial
-    from thinwire.hub.entry import read
+    from thinwire.hub.entry import read, read_token
 
-    token = None if token_file is None else read(token_file).decode().strip()
+    token = read_token(token_file)
     authority, own, secret = (None if f is None else read(f) for f in (ca, cert, key))
     dial = Dial(address, token, authority, own, secret, patience=5.0)
     status = dial.status()
