@@ -96,7 +96,7 @@ class Service:
 
     async def figures(self) -> dict[str, Any]:
         """Returns everything that is shown of this hub, as plain data."""
-        return await self.turns.do(lambda: (self._figures(), ()))
+        return await self.turns.do(lambda: (self._figures(), ()), changes=False)
 
     def _figures(self) -> dict[str, Any]:
         core, commits = self.core, self.turns.commits
