@@ -48,12 +48,13 @@ def test_a_sentence_is_cut_after_it_was_escaped() -> None:
 
 
 @pytest.mark.network
-def test_a_piece_that_adds_nothing_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", [0, 1, 4095])
+def test_a_piece_that_adds_little_is_refused(tmp_path: Path, n: int) -> None:
     with live(tmp_path) as hub:
         rude = Rude(hub.address)
-        code, sentence = rude.say(hello(hub), Up(piece=Piece(data=b"", last=False)))
+        code, sentence = rude.say(hello(hub), Up(piece=Piece(data=bytes(n), last=False)))
         assert code == "DATA_LOSS"
-        assert "sends an empty piece that does not end its frame" in sentence
+        assert f"sends a piece of {n} bytes that does not end its frame" in sentence
         rude.close()
 
 

@@ -34,7 +34,7 @@ def test_patience_begins_at_a_failure_and_anew_when_the_hub_was_found(monkeypatc
     now[0] += 1000.0
     began = now[0]
     waits.after(_Ended())
-    assert slept[-1] == FIRST_WAIT
+    assert slept[-1] == 16 * FIRST_WAIT  # It may greet and fail each time.
     with pytest.raises(TransportError, match="cannot be reached for 10 s"):
         [waits.after(_Ended()) for _ in range(9)]
     assert 5.0 < now[0] - began <= 10.0

@@ -125,8 +125,11 @@ class Waits:
         self._until: float | None = None
 
     def found(self) -> None:
-        """Is told that the hub is there: patience begins anew at the next failure."""
-        self._wait, self._until = FIRST_WAIT, None
+        """Is told that the hub is there: patience begins anew at the next failure.
+
+        Waits go on growing, for a hub that greets and then fails each time.
+        """
+        self._until = None
 
     def after(self, error: grpc.RpcError) -> None:
         """Waits before the next try.

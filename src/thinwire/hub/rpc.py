@@ -13,6 +13,8 @@ TRAIN = "/thinwire.hub.v1.Hub/Train"
 STATUS = "/thinwire.hub.v1.Hub/Status"
 PIECE_BYTES = 1 << 18
 """A frame longer than this goes in several messages."""
+LEAST_BYTES = 1 << 12
+"""No piece is shorter but the last: each takes memory beside its bytes while a frame gathers."""
 MESSAGE_BYTES = PIECE_BYTES + (1 << 22)
 """The longest message; a description of many tensors is the longest there is."""
 

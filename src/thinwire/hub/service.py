@@ -164,12 +164,15 @@ class Service:
                 return
             if said != "piece":
                 raise Refused(Why.ORDER, f"worker {name!r} says something that does not come now")
-            if not (up.piece.data or up.piece.last):
+            n = len(up.piece.data)
+            if n < rpc.LEAST_BYTES and not up.piece.last:
                 raise Refused(
-                    Why.FRAME, f"worker {name!r} sends an empty piece that does not end its frame"
+                    Why.FRAME,
+                    f"worker {name!r} sends a piece of {n} bytes that does not end its frame; such "
+                    f"have {rpc.LEAST_BYTES} at least",
                 )
             parts.append(up.piece.data)
-            size += len(up.piece.data)
+            size += n
             if size > self.bound:
                 raise Refused(
                     Why.LIMIT,
