@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from dataclasses import replace
 
 import pytest
 
 import thinwire as tw
 from thinwire.cli import main
+from thinwire.cli.plan import figures, show
 from thinwire.link import Link
 from thinwire.plan import MOST_H, Coding, Job, advice, cost, costs, options
 from thinwire.wire.frame import HEADER
@@ -70,14 +74,58 @@ def test_advice_takes_few_steps_and_few_bytes_and_says_when_nothing_helps() -> N
     assert "no method reaches" in reason
 
 
+CODED = {name: Coding(3e-8, 5e-9) for name in BY_NAME if "all-reduce" not in name}
+"""Of a machine so slow that over a fast line an all-reduce takes the least time."""
+LAN = [
+    Job(10_000_000, 0.05, workers, Link(rate, 5e-5), coding=coding)
+    for workers in (2, 4, 16)
+    for rate in (1e9, 1e10, 1e11)
+    for coding in ({}, CODED)
+]
+
+
+def made_by(line: str) -> dict:
+    return eval(f"dict({line})" if line.startswith("H=") else line, {"tw": tw})
+
+
+@pytest.mark.parametrize("job", LAN, ids=lambda j: f"{j.workers}, {j.link.say()}, {len(j.coding)}")
+def test_the_code_to_paste_has_the_H_that_is_recommended(job) -> None:
+    best, H, _ = advice(job, costs(job))
+    assert made_by(best.option.code.format(H=H))["H"] == H
+
+
+def test_a_method_of_one_step_a_round_is_never_recommended_with_more() -> None:
+    job = Job(10_000_000, 0.05, 2, Link(1e10, 5e-5), coding=CODED)
+    found = {c.option.name: c for c in costs(job)}
+    vanilla, local = found["vanilla, all-reduce"], found["local SGD, all-reduce"]
+    assert vanilla.H_needed == local.H_needed > 1
+    assert (vanilla.possible, local.possible) == (False, True)
+    best, H, reason = advice(job, list(found.values()))
+    assert (best, H) == (local, local.H_needed)
+    assert "plain averaging has" in reason
+    assert "would need" not in reason
+
+
+@pytest.mark.parametrize("job", [JOB, *LAN[::5]])
+def test_what_is_recommended_sends_least_of_those_that_it_is_compared_with(job) -> None:
+    found = costs(job)
+    best, H, reason = advice(job, found)
+    bound = re.search(r"sends least of those that do with H up to (\d+)", reason)
+    if bound is None:
+        assert "no method reaches" in reason or "no bottleneck" in reason
+        return
+    able = [c for c in found if c.possible and c.H_needed <= int(bound[1])]
+    assert best in able
+    assert all(max(best.sent, best.heard) <= max(c.sent, c.heard) for c in able)
+    assert math.ceil(4 / 3 * min(c.H_needed for c in able)) >= H
+
+
 def test_every_options_code_makes_its_preset() -> None:
     for option in options():
-        line = option.code.format(H=5)
-        made = eval(f"dict({line})" if line.startswith("H=") else line, {"tw": tw})
+        made = made_by(option.code.format(H=5))
         assert made["exchange"] == option.preset["exchange"]
         assert made.get("compressor", tw.Identity()) == option.preset["compressor"]
-        if "{H}" in option.code:
-            assert made["H"] == 5
+        assert made["H"] == (5 if option.chooses_H else 1)
 
 
 @pytest.mark.parametrize(
@@ -105,12 +153,13 @@ def test_a_wrong_argument_is_refused_with_a_right_one(arguments, said, capsys) -
 
 
 def test_the_command_prints_a_table_a_reason_and_code_within_80_columns(
-    capsys, monkeypatch
+    capsys, monkeypatch, tmp_path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     job = "--params 1e7 --step-time 0.5 --workers 8 --bandwidth 100mbit --latency 10ms"
+    file = tmp_path / "plan.json"
     with pytest.raises(SystemExit) as stop:
-        main(["plan", *job.split(), "--no-coding"])
+        main(["plan", *job.split(), "--no-coding", "--json", str(file)])
     assert not stop.value.code
     out = capsys.readouterr().out
     assert all(option.name in out for option in options())
@@ -119,3 +168,35 @@ def test_the_command_prints_a_table_a_reason_and_code_within_80_columns(
     assert max(len(line) for line in lines) <= 80
     assert code.strip().startswith("optimizer = tw.LocalSGD(model, optimizer,")
     assert "…" not in out
+    told = {r["method"]: r for r in json.loads(file.read_text())["results"]}
+    assert told["vanilla, all-reduce"]["H_needed"] is None
+    assert told["local SGD, all-reduce"]["H_needed"] > 1
+
+
+WIDE = Coding(2.5e-9, 3.1e-10)
+WIDEST = [
+    JOB,
+    LAN[-1],
+    Job(7_000_000_000, 123.4, 8, Link(1e9, 0.05)),
+    Job(7850, 1e-4, 3, Link(56e3, 0.3)),
+]
+
+
+@pytest.mark.parametrize("job", WIDEST, ids=lambda j: f"{j.params}")
+def test_the_table_has_seconds_of_a_round_and_is_whole_in_80_columns(
+    job, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    job = replace(job, coding=dict.fromkeys(BY_NAME, WIDE))
+    found = costs(job)
+    show(job, found, *advice(job, found), coding=True)
+    *lines, _ = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert max(len(line) for line in lines) <= 80
+    assert "…" not in "".join(lines)
+    for c in found:
+        (row,) = (line for line in lines if line.strip().startswith(f"{c.option.name} "))
+        cells = row.split()
+        # H and the round's seconds come before busy, which alone ends in %.
+        (busy,) = (n for n, cell in enumerate(cells) if cell.endswith("%") and n > 4)
+        assert cells[busy - 2 : busy] == [f"{c.H}", figures(c.seconds(c.H, job.step))]
+        assert cells[busy + 1] == (f"{c.H_needed}" if c.possible else "never")

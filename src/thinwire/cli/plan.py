@@ -23,8 +23,10 @@ sends: bytes of frames that the busiest worker sends or hears a round, the more.
 talk: seconds of a round's frames over this link, headers of Ethernet, IP and
 TCP in; of all-reduce, a ring's, not overlapped with the backward pass. code:
 seconds of coding a round, {coding}.
-busy: the part of the time that machines compute, with the method's usual H.
-H for {asked}: the fewest local steps a round with which they are busy so long.
+round: seconds of a round of the method's usual H, its steps, talk and code;
+busy: the part of them that machines compute.
+H for {asked}: the fewest local steps a round with which they are busy so long;
+never: the method takes one step a round, with which they are not.
 memory: what the busiest worker needs beside the model while a round runs."""
 
 
@@ -159,7 +161,7 @@ def record(cost: Cost, job: Job) -> dict[str, Any]:
         "H": cost.H,
         "seconds_per_round": cost.seconds(cost.H, job.step),
         "utilisation": cost.utilisation(cost.H, job.step),
-        "H_needed": cost.H_needed,
+        "H_needed": cost.H_needed if cost.possible else None,
         "kept_bytes": cost.kept,
         "peak_bytes": cost.peak,
         "quality": cost.option.quality,
@@ -186,10 +188,11 @@ def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: b
         title=f"{job.params:,} parameters, {job.workers} workers, a step of "
         f"{units.say_seconds(job.step)}; {job.link.say()}",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     drawn.add_column("\nmethod", no_wrap=True)
-    for name in ("\nsends", "talk\ns", "code\ns", "\nH", "\nbusy", f"H for\n{asked}", "\nmemory"):
+    seconds, needed = ("talk\ns", "code\ns", "\nH", "round\ns"), f"H for\n{asked}"
+    for name in ("\nsends", *seconds, "\nbusy", needed, "\nmemory"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for c in costs:
         drawn.add_row(
@@ -198,8 +201,9 @@ def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: b
             figures(c.talk),
             figures(c.code) if coding else "-",
             f"{c.H}",
+            figures(c.seconds(c.H, job.step)),
             busy(c.utilisation(c.H, job.step)),
-            f"{c.H_needed}",
+            f"{c.H_needed}" if c.possible else "never",
             size(c.kept + c.peak),
         )
     console.print(drawn)
@@ -216,13 +220,15 @@ def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: b
 
 
 def figures(t: float) -> str:
-    """Returns seconds to three figures, never as a power of ten.
+    """Returns seconds to three figures and four decimals at most, never as a power of ten.
 
     Example:
         >>> figures(346.2), figures(29.23), figures(0.00412)
-        ('346', '29.2', '0.00412')
+        ('346', '29.2', '0.0041')
     """
-    return f"{t:,.0f}" if t >= 100 else f"{t:.3g}"
+    if t >= 100:
+        return f"{t:,.0f}"
+    return f"{t:.3g}" if t >= 0.1 else f"{t:.4f}"
 
 
 def busy(share: float) -> str:

@@ -98,7 +98,8 @@ class Cost:
             answered first goes on first.
         code: seconds of coding a round.
         H: local steps of a round, as the method has it.
-        H_needed: the fewest with which the utilisation asked for is reached.
+        H_needed: the fewest with which the utilisation asked for is reached, were H free; see
+            `possible`.
         kept: bytes that a worker keeps from round to round beside the model.
         peak: bytes more, while a round runs.
         exact: whether sizes are exact, not expected.
@@ -119,6 +120,11 @@ class Cost:
     def pause(self) -> float:
         """Seconds of a round in which nothing is computed."""
         return self.talk + self.code
+
+    @property
+    def possible(self) -> bool:
+        """Whether the method can have the H that it needs: some take one step a round."""
+        return self.option.chooses_H or self.H_needed <= self.H
 
     def seconds(self, H: int, step: float) -> float:
         """Returns the seconds of a round of H steps."""
@@ -209,17 +215,18 @@ def advice(job: Job, found: list[Cost]) -> tuple[Cost, int, str]:
     """Returns the method to take, its H, and the reason, in one sentence.
 
     The fewest local steps that reach the utilisation win, since local steps are what costs quality;
-    among those within a third of the fewest, the one that sends least. Where none reaches it with
-    H up to 512, the one that comes closest.
+    among those that reach it with up to a third more, the one that sends least. A method of one
+    step a round is taken at H = 1 or not at all. Where none reaches it with H up to 512, the one
+    that comes closest.
 
     Args:
         job: what is to be trained.
         found: what each method costs.
     """
-    asked = f"{job.utilisation:.0%}"
-    within = [c for c in found if c.H_needed <= MOST_H]
+    asked, plain = f"{job.utilisation:.0%}", found[0]
+    within = [c for c in found if c.possible and c.H_needed <= MOST_H]
     if not within:
-        best = min(found, key=lambda c: c.pause)
+        best = min((c for c in found if c.option.chooses_H), key=lambda c: c.pause)
         reached = best.utilisation(MOST_H, job.step)
         return (
             best,
@@ -231,19 +238,21 @@ def advice(job: Job, found: list[Cost]) -> tuple[Cost, int, str]:
             ),
         )
     fewest = min(c.H_needed for c in within)
-    if fewest == 1 and found[0].H_needed == 1:
-        return found[0], 1, f"the link is no bottleneck: plain averaging at every step has {asked}"
-    close = [c for c in within if c.H_needed <= math.ceil(fewest * 4 / 3)]
+    if plain.H_needed == 1:
+        return plain, 1, f"the link is no bottleneck: plain averaging at every step has {asked}"
+    most = math.ceil(fewest * 4 / 3)
+    close = [c for c in within if c.H_needed <= most]
     best = min(close, key=lambda c: (max(c.sent, c.heard), c.H_needed))
     H = best.H_needed
-    plain = found[0]
     least = "the fewest of all" if fewest == H else f"near the fewest, {fewest}"
+    at_one = f"plain averaging has {plain.utilisation(1, job.step):.2%} at H = 1"
+    if not isinstance(best.option.preset["exchange"], AllReduce):
+        at_one += f" and would need H = {plain.H_needed:,}"
     return (
         best,
         H,
         (
-            f"it reaches {asked} with H = {H}, {least}, and sends least of those that do; plain "
-            f"averaging would need H = {plain.H_needed:,} and has "
-            f"{plain.utilisation(1, job.step):.2%} at H = 1"
+            f"it reaches {asked} with H = {H}, {least}, and sends least of those that do with "
+            f"H up to {most}; {at_one}"
         ),
     )

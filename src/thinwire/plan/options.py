@@ -29,7 +29,7 @@ class Option:
 
     Args:
         name: as the table says it.
-        code: that makes it, with H to be filled in.
+        code: that makes it, with H to be filled in where the method has a choice of it.
         preset: the method.
         quality: what is known of what it costs in quality, and where from.
     """
@@ -38,6 +38,11 @@ class Option:
     code: str
     preset: Preset
     quality: str
+
+    @property
+    def chooses_H(self) -> bool:
+        """Whether its code takes an H; else the method takes one step a round."""
+        return "{H}" in self.code
 
 
 def options() -> tuple[Option, ...]:
