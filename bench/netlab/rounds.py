@@ -171,7 +171,7 @@ def main() -> None:
     said = parser.parse_args()
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    latency = measured_link()[0].latency if said.latency else None
+    latency = measured_link().latency if said.latency else None
     results = []
     for method in said.methods:
         results.append({**timed(method, said), "latency": latency})

@@ -140,6 +140,11 @@ def test_every_options_code_makes_its_preset() -> None:
         (["--params", "1e6", "--step-time", "1", "--workers", "4", "--bandwidth", "1e8",
           "--latency", "1ms", "--utilisation", "1"], "write 0.9"),
         (["--params", "1e6", "--measure", "--step-time", "1"], "write torchrun"),
+        (["--params", "1e6", "--measure", "--workers", "4"], "--workers 4 goes without --measure"),
+        (["--params", "1e6", "--measure", "--bandwidth", "1mbit"], "--bandwidth 1mbit goes"),
+        (["--params", "1e6", "--measure", "--latency", "1ms"], "leave one of the two out"),
+        (["--params", "1e6", "--measure", "--step-time", "1", "--step-from", "a:b"],
+         "--step-time 1 and --step-from a:b both say how long"),
         (["--params", "1e6", "--step-from", "a:b"], "timed with --measure"),
     ],
 )  # fmt: skip

@@ -35,9 +35,7 @@ def plan(
     step_time: Annotated[
         str | None, typer.Option(help="Of a local step without communication: 0.8, 350ms.")
     ] = None,
-    workers: Annotated[
-        str | None, typer.Option(help="N; with --measure, those of torchrun.")
-    ] = None,
+    workers: Annotated[str | None, typer.Option(help="N; --measure has torchrun's.")] = None,
     bandwidth: Annotated[
         str | None, typer.Option(help="Of each worker's line, each way: 200mbit, 25MB/s.")
     ] = None,
@@ -63,13 +61,16 @@ def plan(
 
     With --measure run it on the real machines, as one process each: torchrun
     --nnodes 4 ... -m thinwire.cli plan --measure --params 1.1e9 ...; it then
-    measures the link between them, and the step if --step-from names one.
+    measures the lines between the first machine and each other, the step if
+    --step-from names one, and plans for the slowest.
     """
     check_writable(json)
     d = units.count(params)
     asked = units.share(utilisation)
     step = None if step_time is None else units.seconds(step_time)
     if measure:
+        said = {"--workers": workers, "--bandwidth": bandwidth, "--latency": latency}
+        check_measured(said, step_time, step_from)
         from thinwire.cli.plan_measure import measured
 
         found = measured(d, asked, step, step_from)
@@ -100,6 +101,32 @@ def plan(
         chosen = {"method": best.option.name, "H": H, "reason": reason, "code": code(best, H)}
         write_json(json, {**document("plan", None, results), "job": facts(job), "take": chosen})
     show(job, costs, best, H, reason, coding)
+
+
+def check_measured(
+    said: dict[str, str | None], step_time: str | None, step_from: str | None
+) -> None:
+    """Refuses options beside --measure that would be overruled without a word.
+
+    Args:
+        said: by option, what `--measure` finds out by itself.
+        step_time: as given.
+        step_from: as given.
+
+    Raises:
+        ConfigError: one of them is given, or both say how long a step takes.
+    """
+    for option, value in said.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} {value} goes without --measure, which has the workers from torchrun and "
+                "measures the lines between them; leave one of the two out"
+            )
+    if step_time is not None and step_from is not None:
+        raise ConfigError(
+            f"--step-time {step_time} and --step-from {step_from} both say how long a step takes; "
+            "leave out one of them"
+        )
 
 
 def given(
