@@ -37,8 +37,9 @@ class Link(Value):
         down: bits per second of the downlink, where it differs; None for the same.
         jitter: seconds; each frame comes later by up to so much, drawn uniformly.
         loss: of a packet; it is sent again, and its frame comes a round trip later.
-        drop: of a frame, which then never comes; exchanges over a graph go on without it, any
-            other stops with an error.
+        drop: of a frame, which then never comes; Gossip, Choco, DeepSqueeze and DPSGD go on without
+            a message, any other exchange stops with an error. An AllReduce, which has no frames of
+            its own, loses none and is late by none.
         patience: seconds a receiver waits for a frame that never comes.
 
     Example:

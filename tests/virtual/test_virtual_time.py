@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from thinwire.virtual import (
     Sizes,
     Timeline,
     VirtualTime,
+    run,
     run_sizes,
     run_training,
     speak_fast,
@@ -23,6 +27,7 @@ from thinwire.virtual import (
 )  # fmt: skip
 from thinwire.virtual.sizes import Sized
 from thinwire.virtual.timeline import COMPUTE, SEND, TALK
+from thinwire.wire import body
 
 EIGHT = tw.QSGD(bits=8, norm="max", scale="none", bucket=64, coding="fixed")
 LINK = Link(1e8, 0.02)
@@ -212,6 +217,41 @@ def test_gossip_goes_on_without_a_frame_that_never_came_and_a_master_does_not() 
         run_training(workers, closures, [Link(1e8, 0.01, drop=0.3)] * 4, 30, Compute(0.01))
 
 
+STOPPED = [
+    (tw.vanilla(), 0.02), (tw.vanilla() | {"exchange": tw.Gather(tw.NoFeedback())}, 0.02),
+    (tw.qprsgd_ring(H=1), 0.02), (tw.qprsgd_ring(H=1, form="ring"), 0.02), (tw.marsit(K=2), 0.02),
+    (tw.choco_sgd(EIGHT), 0.9), (tw.choco_sgd(EIGHT) | {"exchange": tw.EdgeGossip()}, 0.02),
+]  # fmt: skip
+
+
+def stopped(go) -> tuple[str, str]:
+    """The rank and round that the error of a lost frame names last."""
+    with pytest.raises(FrameError, match="0 bytes are no frame") as refused:
+        go()
+    return re.findall(r"frame from rank (\d+), round (\d+)", str(refused.value))[-1]
+
+
+@pytest.mark.parametrize(("preset", "drop"), STOPPED)
+def test_sizes_stop_at_the_frame_at_which_the_round_stops(preset, drop) -> None:
+    # With this seed a ring loses a frame in its first lap, where who made it also sends it.
+    N, rounds, compute = 4, 40, Compute(0.01, seed=2)
+    links = [Link(1e8, 0.01, drop=drop)] * N
+    workers, closures = cluster(preset, N, compute.seed)
+    sizes = Sizes(preset["compressor"], workers[0].spans)
+    method = Method(preset["exchange"], sizes, preset["H"])
+    real = stopped(lambda: run_training(workers, closures, links, rounds, compute))
+    assert stopped(lambda: run_sizes(method, links, rounds, compute)) == real
+
+
+def test_sizes_of_gossip_go_on_without_a_frame_that_never_came() -> None:
+    method = Method(tw.Gossip(), Sizes(EIGHT, 1000), H=1)
+    lossy = run_sizes(method, [Link(1e8, 0.01, drop=0.1)] * 8, 20, Compute(0.01))
+    whole = run_sizes(method, [Link(1e8, 0.01)] * 8, 20, Compute(0.01))
+    assert (lossy.frames, whole.lost) == (whole.frames, 0)
+    assert 0 < lossy.lost < lossy.frames
+    assert lossy.now > whole.now
+
+
 def test_stragglers_cost_what_the_slowest_takes() -> None:
     method = Method(tw.Gather(), Sizes(EIGHT, 1000), H=4)
     even = run_sizes(method, [LINK] * 8, 20, Compute(0.01))
@@ -247,6 +287,41 @@ def test_more_frames_than_fit_are_refused_with_a_way_out() -> None:
     method = Method(tw.Gather(), Sizes(EIGHT, 7850), H=1)
     with pytest.raises(tw.ConfigError, match="take fewer workers"):
         run_sizes(method, [LINK] * 10_000, 1, Compute(0.01))
+
+
+def test_more_real_frames_than_fit_are_refused_as_well(monkeypatch) -> None:
+    workers, closures = cluster(tw.qprsgd_ring(H=1), 5)
+    monkeypatch.setattr(run, "MOST_FRAMES", 39)
+    with pytest.raises(tw.ConfigError, match="more than 39 frames a round"):
+        run_training(workers, closures, [LINK] * 5, 1, Compute(0.01))
+    monkeypatch.setattr(run, "MOST_FRAMES", 40)
+    assert run_training(workers, closures, [LINK] * 5, 1, Compute(0.01)).frames == 40
+
+
+HEARD_BY_ALL = [
+    tw.qsparse_local_sgd(H=1, exchange=tw.Gather()),
+    tw.qprsgd_gossip(H=1, topology=tw.Complete()),
+]
+
+
+@pytest.mark.parametrize("preset", HEARD_BY_ALL, ids=lambda p: repr(p["exchange"]))
+def test_a_frame_is_decoded_once_however_many_hear_it(preset, monkeypatch) -> None:
+    N, rounds, unpack, decoded = 5, 3, body._unpack, []
+
+    def counted(reader, *asked):
+        decoded.append(reader.where)
+        return unpack(reader, *asked)
+
+    def decodes() -> int:
+        decoded.clear()
+        workers, closures = cluster(preset, N)
+        run_training(workers, closures, [LINK] * N, rounds, Compute(0.01))
+        return len(decoded)
+
+    monkeypatch.setattr(body, "_unpack", counted)
+    assert decodes() == N * rounds
+    monkeypatch.setattr(run, "decoded_once", nullcontext)
+    assert decodes() >= N * (N - 1) * rounds
 
 
 def test_a_hub_is_not_simulated_and_says_so() -> None:

@@ -13,7 +13,7 @@ from thinwire.link import Link
 from thinwire.presets import Preset
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
-from thinwire.virtual import Compute, Spoken, Timeline, run_training
+from thinwire.virtual import Compute, Method, Sizes, Spoken, Timeline, check_frames, run_training
 
 INPUTS, CLASSES = 784, 10
 TEST = 1000
@@ -73,8 +73,14 @@ def train(
         lr: of the local steps.
         on_round: is told of the first worker's rounds: number, virtual seconds, accuracy.
         timeline: takes note of who did what when.
+
+    Raises:
+        ConfigError: they would send more frames in a round than fit here.
     """
     N = len(links)
+    # Before ten thousand models are made.
+    sizes = Sizes(method["compressor"], CLASSES * INPUTS + CLASSES)
+    check_frames(Method(method["exchange"], sizes, method["H"]), N, compute.seed)
     torch.manual_seed(compute.seed)
     start = nn.Linear(INPUTS, CLASSES)
     nn.init.zeros_(start.weight)

@@ -4,7 +4,7 @@ from thinwire.virtual.compute import Compute
 from thinwire.virtual.engine import Busy, Program, VirtualTime
 from thinwire.virtual.fast import Spoken, speak_fast
 from thinwire.virtual.programs import speaks, trains
-from thinwire.virtual.run import Method, run_sizes, run_training
+from thinwire.virtual.run import Method, check_frames, run_sizes, run_training
 from thinwire.virtual.sizes import Sizes
 from thinwire.virtual.talks import Place, sized_round
 from thinwire.virtual.timeline import Timeline
@@ -19,6 +19,7 @@ __all__ = [
     "Spoken",
     "Timeline",
     "VirtualTime",
+    "check_frames",
     "run_sizes",
     "run_training",
     "sized_round",

@@ -18,7 +18,7 @@ from thinwire.virtual.engine import VirtualTime
 from thinwire.virtual.fast import Spoken, speak_fast
 from thinwire.virtual.programs import speaks, trains
 from thinwire.virtual.sizes import Sizes
-from thinwire.virtual.talks import Place, sized_round
+from thinwire.virtual.talks import TALKS, Place, sized_round
 from thinwire.virtual.timeline import Timeline
 from thinwire.wire.body import decoded_once
 
@@ -72,7 +72,7 @@ def run_sizes(
         >>> round(spoken.now, 3), spoken.sent[0] // 3
         (0.094, 15816)
     """
-    _check_frames(method, len(links), compute.seed)
+    check_frames(method, len(links), compute.seed)
     if timeline is None:
         fast = speak_fast(
             method.exchange, method.sizes, links, method.H, rounds, compute, on_rounds
@@ -108,13 +108,16 @@ def run_training(
         timeline: takes note of who did what when.
 
     Raises:
-        ConfigError: the workers disagree, or speak when a hub has time for them.
+        ConfigError: the workers disagree, or speak when a hub has time for them, or say too much.
     """
     if workers[0].exchange.pace == "free":
         raise ConfigError(
             f"{workers[0].exchange!r} answers workers one by one, without rounds; simulate one of "
             "the other exchanges, or try `thinwire demo-hub`"
         )
+    one = workers[0]
+    method = Method(one.exchange, Sizes(one.compressor, one.spans), one.H)
+    check_frames(method, len(workers), compute.seed)
     LockStep(workers)
     clock: list[VirtualTime[None]] = []
     programs = [
@@ -132,7 +135,19 @@ def _ended(clock: VirtualTime[None]) -> Spoken:
     return Spoken(clock.now, clock.sent, clock.received, clock.busy, clock.frames, clock.lost)
 
 
-def _check_frames(method: Method, N: int, seed: int) -> None:
+def check_frames(method: Method, N: int, seed: int) -> None:
+    """Refuses a method that would send more frames in a round than fit here.
+
+    Args:
+        method: what the workers do.
+        N: workers.
+        seed: of the run.
+
+    Raises:
+        ConfigError: it would.
+    """
+    if type(method.exchange) not in TALKS:
+        return  # It says a frame or two a worker, or is refused elsewhere.
     # The last rank is nobody's master: what it says, all say.
     talk = sized_round(method.exchange, Place(N - 1, N, 0, seed, method.sizes))
     said = 0

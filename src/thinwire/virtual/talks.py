@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from thinwire.compress import Identity
-from thinwire.errors import ConfigError
+from thinwire.errors import ConfigError, FrameError
 from thinwire.exchange import (
     DPSGD,
     AllReduce,
@@ -66,7 +66,8 @@ class Place:
 def sized_round(exchange: Exchange, at: Place) -> Talk:
     """Says what a round of that exchange says, sizes only.
 
-    A trigger that keeps silent depends on the values, so here each worker always speaks.
+    A trigger that keeps silent depends on the values, so here each worker always speaks; and where
+    a lost frame is made good, what makes it good is not said.
 
     Args:
         exchange: who says what to whom.
@@ -74,6 +75,7 @@ def sized_round(exchange: Exchange, at: Place) -> Talk:
 
     Raises:
         ConfigError: what this exchange says depends on more than sizes.
+        FrameError: a frame never came, and the exchange does not go on without one.
     """
     if type(exchange) not in TALKS:
         known = ", ".join(kind.__name__ for kind in TALKS)
@@ -84,15 +86,27 @@ def sized_round(exchange: Exchange, at: Place) -> Talk:
     return TALKS[type(exchange)](exchange, at)
 
 
+def _hear(ask: Turn, at: Place) -> Talk:
+    """Takes frames that must all come; who only wants to know the turns answers with none."""
+    frames = yield ask
+    assert isinstance(frames, list)
+    for take, frame in zip(ask.takes, frames, strict=False):
+        if not frame:
+            raise FrameError(
+                f"frame from rank {take.source}, round {at.round}: 0 bytes are no frame; its link "
+                "dropped it, which only messages of Gossip, Choco, DeepSqueeze and DPSGD survive"
+            )
+
+
 def _server(exchange: Server, at: Place) -> Talk:
     root, N = exchange.root, at.N
     said, reply = Sized(at.sizes.whole), Sized(at.sizes.reply(exchange.downlink, N))
     post = Post(root, said, len(said))
     if at.rank != root:
         yield from turn((post,))
-        yield from turn(takes=(Take(root, len(reply)),))
+        yield from _hear(Turn(takes=(Take(root, len(reply)),)), at)
         return
-    yield from turn((post,), tuple(Take(rank, len(said)) for rank in range(N)))
+    yield from _hear(Turn((post,), tuple(Take(rank, len(said)) for rank in range(N))), at)
     yield from turn(tuple(Post(rank, reply, len(reply)) for rank in range(N) if rank != root))
 
 
@@ -103,14 +117,14 @@ def _gather(exchange: Gather, at: Place) -> Talk:
         yield from _passed_on(at)
         return
     yield from turn(tuple(Post((r + hop) % N, said, n) for hop in range(N)))
-    yield from turn(takes=tuple(Take((r - hop) % N, n) for hop in range(N)))
+    yield from _hear(Turn(takes=tuple(Take((r - hop) % N, n) for hop in range(N))), at)
 
 
 def _passed_on(at: Place) -> Talk:
     said = Sized(at.sizes.whole)
     for _ in range(1, at.N):
         yield from turn((Post((at.rank + 1) % at.N, said, len(said)),))
-        yield from turn(takes=(Take((at.rank - 1) % at.N, len(said)),))
+        yield from _hear(Turn(takes=(Take((at.rank - 1) % at.N, len(said)),)), at)
 
 
 def _all_reduce(exchange: AllReduce, at: Place) -> Talk:
@@ -136,7 +150,7 @@ def _hops(at: Place, pipeline: int, size: Callable[[int, int], int]) -> Talk:
         for _, low, high in places(at.sizes.d, N, segment, pipeline):
             n = size(low, high)
             if hop:
-                yield from turn(takes=(Take(left, n),))
+                yield from _hear(Turn(takes=(Take(left, n),)), at)
             if N > 1 and hop < 2 * N - 2:
                 yield from turn((Post(right, Sized(n), n),))
 
@@ -154,14 +168,14 @@ def _two_phase(at: Place, pipeline: int) -> Talk:
     for owner, n in says[:ahead]:
         yield from turn((Post(owner, Sized(n), n),))
     for (rank, n), after in zip_longest(hears, says[ahead:]):
-        yield from turn(takes=(Take(rank, n),))
+        yield from _hear(Turn(takes=(Take(rank, n),)), at)
         if after is not None:
             yield from turn((Post(after[0], Sized(after[1]), after[1]),))
         if rank == hops[-1][1]:
             yield from turn(tuple(Post(to, Sized(n), n) for to, _ in tellers))
     for _, owner in hops:
         for n in cuts[owner]:
-            yield from turn(takes=(Take(hops[0][1] if long else owner, n),))
+            yield from _hear(Turn(takes=(Take(hops[0][1] if long else owner, n),)), at)
             if long and owner != hops[0][0]:
                 yield from turn((Post(hops[0][0], Sized(n), n),))
 
@@ -185,7 +199,11 @@ def _marsit(exchange: Marsit, at: Place) -> Talk:
 
 def _graph(exchange: OverGraph, at: Place) -> Talk:
     round = 0 if exchange.topology.fixed else at.round
-    yield _speaks(exchange, Place(at.rank, at.N, round, at.seed, at.sizes))
+    meets = _speaks(exchange, Place(at.rank, at.N, round, at.seed, at.sizes))
+    if isinstance(exchange, EdgeGossip):
+        yield from _hear(meets, at)
+    else:
+        yield meets
     if at.round == 0 and isinstance(exchange, Stepping) and exchange.gamma is None:
         yield from _number(at)
 
@@ -205,9 +223,9 @@ def _number(at: Place) -> Talk:
     n = len(NUMBER)
     if at.rank != ROOT:
         yield from turn((Post(ROOT, NUMBER, n),))
-        yield from turn(takes=(Take(ROOT, n),))
+        yield from _hear(Turn(takes=(Take(ROOT, n),)), at)
         return
-    yield from turn(takes=tuple(Take(rank, n) for rank in others))
+    yield from _hear(Turn(takes=tuple(Take(rank, n) for rank in others)), at)
     yield from turn(tuple(Post(rank, NUMBER, n) for rank in others))
 
 
