@@ -26,6 +26,7 @@ def test_it_trains_for_real_and_draws_who_computes(tmp_path, capsys, monkeypatch
     assert code == 0
     (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
     assert result["frames_are"] == "real"
+    assert (result["lr"], result["batch"]) == (0.1, 8)
     assert len(result["curve"]) == 5
     assert result["accuracy"] > 0.2
     assert result["apart"] < 1e-6
@@ -41,6 +42,7 @@ def test_sizes_only_says_so_and_is_the_same_again(tmp_path, capsys, monkeypatch)
         assert run([*said.split(), "--json", name], capsys)[0] == 0
         results += json.loads((tmp_path / name).read_text())["results"]
     assert results[0]["frames_are"] == "exact"
+    assert not {"lr", "batch"} & results[0].keys()
     for field in ("virtual_seconds", "frames", "sent_per_worker_and_round", "utilisation"):
         assert results[0][field] == results[1][field]
 
@@ -57,6 +59,10 @@ def test_sizes_only_says_so_and_is_the_same_again(tmp_path, capsys, monkeypatch)
         ("--step-time soon", "write 20ms"),
         ("--away 3", "write 1% or 0.01"),
         ("--preset qsparse_async --params 1e6", "run it with real frames"),
+        ("--params 1e6 --lr 0.5", "leave out --lr, or --params"),
+        ("--params 1e6 --batch 4", "--batch 4 is of a model that is trained"),
+        ("--preset qprsgd_ring --workers 10000", "take fewer workers"),
+        ("--params 1e6 --rounds 9 --link 100mbit,1ms,drop=50%", "0 bytes are no frame"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_a_right_one(

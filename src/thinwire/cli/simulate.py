@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from thinwire.virtual import Compute, Spoken, Timeline
 
 MOST = 10_000
+LEARNING = {"lr": 0.1, "batch": 8}
+"""What --lr and --batch are by default."""
 
 
 def simulate(
@@ -55,10 +57,15 @@ def simulate(
     ] = 0.0,
     straggle: Annotated[str, typer.Option(help="Chance that a step takes 5 times as long.")] = "0",
     away: Annotated[
-        str, typer.Option(help="Chance before each step that a worker goes away for 30 s.")
+        str, typer.Option(help="Chance before a step to go away, for 30 s on average, exponential.")
     ] = "0",
-    lr: Annotated[float, typer.Option(help="Of the local steps, where a model is trained.")] = 0.1,
-    batch: Annotated[int, typer.Option(min=1, help="Of each worker.")] = 8,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of the local steps, without --params; by default 0.1."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Of each worker, without --params; by default 8.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of data, operators, links and steps.")] = 0,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the result as JSON.")
@@ -82,6 +89,7 @@ def simulate(
     check_writable(picture)
     N, line = counted(workers), Link.parse(link)
     d = None if params is None else units.count(params)
+    learning = learned_with(lr, batch, params)
     if picture is not None:
         from thinwire.cli.simulate_picture import check_installed
 
@@ -107,6 +115,7 @@ def simulate(
         "rounds": rounds,
         "link": line.to_json()["Link"],
         "compute": compute.to_json()["Compute"],
+        **learning,
     }
     with logged("simulate", seed, settings, log) as run, bars() as drawn:
         drawn.add("rounds", rounds)
@@ -114,7 +123,7 @@ def simulate(
             spoken, learned = _sizes(method, d, N, line, rounds, compute, drawn, timeline)
         else:
             spoken, learned = _training(
-                method, N, line, rounds, compute, drawn, timeline, lr, batch, run
+                method, N, line, rounds, compute, drawn, timeline, learning, run
             )
         result = {**settings, **outcome(spoken, N, rounds), **learned}
         result["seconds_here"] = round(time.monotonic() - began, 2)
@@ -141,6 +150,24 @@ def counted(workers: str) -> int:
     if N > MOST:
         raise ConfigError(f"{N:,} workers are more than fit here; write --workers {MOST} at most")
     return N
+
+
+def learned_with(lr: float | None, batch: int | None, params: str | None) -> dict[str, Any]:
+    """Returns the settings of the local steps; none where frames have a size only.
+
+    Raises:
+        ConfigError: one of them is given there.
+    """
+    given = {"lr": lr, "batch": batch}
+    if params is None:
+        return {name: LEARNING[name] if value is None else value for name, value in given.items()}
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"--{name} {value} is of a model that is trained, and with --params none is; leave "
+                f"out --{name}, or --params"
+            )
+    return {}
 
 
 def chosen(name: str, H: int | None, topology: str | None) -> Preset:
@@ -237,7 +264,7 @@ def _sizes(
 
 def _training(
     method: Preset, N: int, line: Link, rounds: int, compute: Compute, drawn: Bars,
-    timeline: Timeline | None, lr: float, batch: int, run: RunLog,
+    timeline: Timeline | None, learning: dict[str, Any], run: RunLog,
 ) -> tuple[Spoken, dict[str, Any]]:  # fmt: skip
     from thinwire.cli.simulate_task import Clouds, train
 
@@ -245,7 +272,7 @@ def _training(
         drawn.advance("rounds", f"{accuracy:.1%} at {units.say_seconds(t)}")
         run.write("round", round=number, virtual_seconds=t, accuracy=accuracy)
 
-    clouds = Clouds(compute.seed, batch)
+    clouds, lr = Clouds(compute.seed, learning["batch"]), learning["lr"]
     spoken, learned = train(method, clouds, [line] * N, rounds, compute, lr, on_round, timeline)
     return spoken, {"frames_are": "real", **learned}
 
