@@ -12,6 +12,7 @@ from gang_jobs import alive
 from thinwire.cli.demo_methods import LEARNING_RATES, METHODS
 from thinwire.cli.demo_table import sentence, table, times
 from thinwire.cli.demo_train import save_digits
+from thinwire.link import Link
 
 PNG = b"\x89PNG\r\n\x1a\n"
 D = 38_410
@@ -70,6 +71,26 @@ def test_demo_leaves_equal_replicas_and_compresses(tiny):
     assert results["Qsparse TopK>>QSGD, H=8"]["ratio"] > 200
     for r in results.values():
         assert r["bytes"] == r["bytes_up"] + r["bytes_down"] == r["curve"][-1]["bytes"]
+
+
+@pytest.mark.network
+def test_demo_over_a_thin_line_takes_at_least_what_the_line_takes(tmp_path):
+    link = "100mbit,20ms"
+    arguments = ["--workers", "2", "--epochs", "1", "--preset", "qsparse_local_sgd", "--link", link]
+    with start(*arguments, "--json", "r.json", cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    ddp, thin = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert ddp["link"] == thin["link"] == link
+    assert ddp["replicas_equal"]
+    assert thin["replicas_equal"]
+    line, slack = Link.parse(link), 1e-3
+    assert ddp["seconds_here"] >= ddp["rounds"] * (line.all_reduce(4 * D, 2) - slack)
+    # Rank 0, whose seconds these are, hears each round a way there and back after the last.
+    assert thin["seconds_here"] >= (thin["rounds"] - 1) * (2 * line.latency - slack)
+    assert thin["seconds_here"] < ddp["seconds_here"]
+    assert "over links of 100 Mbit/s, 20 ms to each worker" in out
+    assert max(len(text) for text in out.splitlines()) <= 80
 
 
 @pytest.mark.network
