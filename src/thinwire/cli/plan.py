@@ -213,7 +213,7 @@ def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: b
     asked = f"{job.utilisation:.0%}"
     drawn = Table(
         title=f"{job.params:,} parameters, {job.workers} workers, a step of "
-        f"{units.say_seconds(job.step)}; {job.link.say()}",
+        f"{units.say_seconds(job.step)};\n{job.link.say()}",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
