@@ -14,18 +14,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jobs
 
 from thinwire import units
 from thinwire.cli.signals import ended, held
@@ -39,12 +41,10 @@ PORT = 29511
 RENO = "net.ipv4.tcp_congestion_control=reno"
 """The one congestion control that every kernel has and lets a namespace choose. BBR, which some
 machines are set to, sends next to nothing for 0.2 s every 10 s, to see how long the way is."""
-GRACE = 1.0
 ABOUT = "Reno, buckets of 0.5 ms up to 200 Mbit/s and of 4 ms above"
 """What every host of a lab has; results that say another were measured in an earlier one."""
-QUIET = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
-"""Of every job: one thread each, for hosts share cores; torch's large vectors in huge pages, since
-a new one costs its page faults at each use: 44 ms of 25.6 M entries, with huge pages 11."""
+TOOLS = {"ip": "iproute2", "tc": "iproute2", "sysctl": "procps"}
+"""What a lab calls, and the package that has it."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Lab:
         rate: bits per second of each link, each way; None for unshaped.
 
     Raises:
-        ConfigError: this is no root's process, or there are more hosts than addresses.
+        ConfigError: this is no root's process, a tool is not installed, or there are more hosts
+            than addresses.
     """
 
     hosts: int
     rate: float | None
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 1 <= self.hosts <= MOST_HOSTS:
@@ -101,6 +101,9 @@ class Lab:
                 "network namespaces need root on Linux: run it with sudo; without root, "
                 "`thinwire demo --link 100mbit,20ms` holds traffic to a line, too"
             )
+        for tool in TOOLS:
+            if shutil.which(tool) is None:
+                raise _missing(tool)
         self.names = [f"{PREFIX}-{os.getpid()}-{i}" for i in range(self.hosts)]
         self.switch = f"{PREFIX}-{os.getpid()}-switch"
 
@@ -108,21 +111,29 @@ class Lab:
         sweep()
         try:
             self._raise()
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self._leave(error)
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._leave(error)
 
     def close(self) -> None:
-        """Ends every process of the lab and removes every namespace, whatever comes between."""
+        """Removes every namespace with all that runs in it, whatever comes between.
+
+        Raises:
+            ThinwireError: one could not be removed, the first of those; the others are.
+        """
+        failed: list[ThinwireError] = []
         with held():
-            for process in self.processes:
-                _end(process)
             for name in (*self.names, self.switch):
-                remove(name)
+                try:
+                    remove(name)
+                except ThinwireError as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
 
     def job(
         self,
@@ -143,16 +154,23 @@ class Lab:
             log: where what the processes say is appended; by default it is shown.
 
         Raises:
-            ThinwireError: a process failed, or they took too long; the others are ended.
+            JobFailed: a process failed, or they took too long; the others are ended.
         """
         with tempfile.TemporaryDirectory(prefix="netlab-") as folder:
             before = [self.counters(name) for name in self.names]
-            running = []
-            for host, name in enumerate(self.names):
-                started = self._start(host, name, command, environment, folder, torchrun, log)
-                running.append(started)
-                self.processes.append(started)
-            self._await(running, limit)
+            running: list[subprocess.Popen[bytes]] = []
+            try:
+                for host in range(self.hosts):
+                    started = self._start(host, command, environment, folder, torchrun, log)
+                    running.append(started)
+                jobs.wait(running, limit)
+            finally:
+                with held():
+                    for process in running:
+                        jobs.end(process)
+                    # torchrun's workers have sessions of their own.
+                    for name in self.names:
+                        clear(name)
             after = [self.counters(name) for name in self.names]
             framed = [_framed(Path(folder) / f"{rank}.json") for rank in range(self.hosts)]
         pairs = list(zip(before, after, strict=True))
@@ -191,53 +209,29 @@ class Lab:
                     _tc("-n", where, "qdisc", "add", "dev", device, "root", "tbf", *bucket)
 
     def _start(
-        self, host: int, name: str, command: Sequence[str], environment: dict[str, str],
+        self, host: int, command: Sequence[str], environment: dict[str, str],
         folder: str, torchrun: bool, log: Path | None,
     ) -> subprocess.Popen[bytes]:  # fmt: skip
-        given = {
-            **os.environ, **QUIET, **environment, "GLOO_SOCKET_IFNAME": "eth0",
-            "NETLAB_REPORT": folder,
-        }  # fmt: skip
+        given = {**environment, "GLOO_SOCKET_IFNAME": "eth0", "NETLAB_REPORT": folder}
+        launch = []
         if torchrun:
             launch = [
                 "-m", "torch.distributed.run", "--nnodes", f"{self.hosts}", "--nproc-per-node", "1",
                 "--node-rank", f"{host}", "--master-addr", f"{NET}.1", "--master-port", f"{PORT}",
             ]  # fmt: skip
         else:
-            launch = []
-            given |= {
-                "RANK": f"{host}", "WORLD_SIZE": f"{self.hosts}", "LOCAL_RANK": "0",
-                "MASTER_ADDR": f"{NET}.1", "MASTER_PORT": f"{PORT}",
-            }  # fmt: skip
-        # A session of its own, so that Ctrl-C reaches the lab alone, which ends it.
-        with contextlib.ExitStack() as stack:
-            said = None if log is None else stack.enter_context(log.open("ab"))
-            return subprocess.Popen(
-                ["ip", "netns", "exec", name, sys.executable, *launch, *command],
-                env=given,
-                start_new_session=True,
-                stdout=said,
-                stderr=said,
-            )
+            given |= jobs.variables(host, self.hosts, f"{NET}.1", PORT)
+        inside = ["ip", "netns", "exec", self.names[host], sys.executable]
+        return jobs.start([*inside, *launch, *command], given, log)
 
-    def _await(self, running: list[subprocess.Popen[bytes]], limit: float | None) -> None:
-        left = list(running)
-        end = math.inf if limit is None else time.monotonic() + limit
-        while left:
-            for process in list(left):
-                code = process.poll()
-                if code is None:
-                    continue
-                left.remove(process)
-                if code:
-                    for other in left:
-                        _end(other)
-                    raise ThinwireError(f"host {running.index(process)} ended with {code}")
-            if time.monotonic() > end:
-                for other in left:
-                    _end(other)
-                raise ThinwireError(f"the job was given up after {limit:.0f} s")
-            time.sleep(0.05)
+    def _leave(self, error: BaseException | None) -> None:
+        try:
+            self.close()
+        except ThinwireError as left:
+            if not isinstance(error, Exception):
+                raise
+            # What broke first is raised, and this said beside it.
+            print(f"netlab: not removed: {left}", file=sys.stderr)
 
 
 def line() -> Link | None:
@@ -271,21 +265,18 @@ def remove(name: str) -> None:
     """Ends what runs in a namespace of ours and removes it, if it is there."""
     if name not in names():
         return
-    for pid in _ip("netns", "pids", name).split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+    clear(name)
     _ip("netns", "del", name)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def clear(name: str) -> None:
+    """Kills what runs in a namespace, and waits until it is gone."""
+    until = time.monotonic() + jobs.GRACE
+    while (pids := _ip("netns", "pids", name).split()) and time.monotonic() < until:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _framed(file: Path) -> int | None:
@@ -306,10 +297,14 @@ def _run(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ConfigError(f"{command[0]} is not installed; apt-get install iproute2") from None
+        raise _missing(command[0]) from None
     if done.returncode:
         raise ThinwireError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def _missing(tool: str) -> ConfigError:
+    return ConfigError(f"{tool} is not installed; apt-get install {TOOLS[tool]}")
 
 
 def main() -> int:
@@ -328,7 +323,7 @@ def main() -> int:
         if said.command == "sweep":
             print("\n".join(f"removed {name}" for name in sweep()) or "nothing was left")
             return
-        script = [word for word in said.script if word != "--"]
+        script = said.script[1:] if said.script[:1] == ["--"] else said.script
         if not script:
             raise ConfigError("nothing to run; write: lab.py run --hosts 4 -- train.py")
         environment = {}

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from lab import QUIET, Lab
+import jobs
+from lab import Lab
 from rounds import ALL_REDUCE
 
 from thinwire import units
 from thinwire.cli.output import write_atomically
-from thinwire.cli.signals import ended
-from thinwire.errors import ThinwireError
+from thinwire.cli.signals import ended, held
 
 HOSTS = 4
 RATE = "100mbit"
@@ -47,18 +47,24 @@ def in_lab(arguments: list[str], rate: str) -> Results:
 
 
 def on_loopback(arguments: list[str]) -> Results:
-    """Returns the same of as many processes on this machine's loopback, as torchrun starts them."""
+    """Returns the same of as many processes on this machine's loopback, given what torchrun gives.
+
+    Raises:
+        JobFailed: one of them failed.
+    """
     with tempfile.TemporaryDirectory(prefix="rounds-") as folder:
-        out = Path(folder) / "out.json"
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(HOSTS)]
+        out, port = Path(folder) / "out.json", _free_port()
+        command = [sys.executable, str(ROUNDS), *arguments, "--out", str(out)]
+        running: list[subprocess.Popen[bytes]] = []
         try:
-            subprocess.run(
-                [sys.executable, *launch, str(ROUNDS), *arguments, "--out", str(out)],
-                env={**os.environ, **QUIET, "GLOO_SOCKET_IFNAME": "lo"},
-                check=True,
-            )  # fmt: skip
-        except subprocess.CalledProcessError as error:
-            raise ThinwireError(str(error)) from None
+            for rank in range(HOSTS):
+                given = jobs.variables(rank, HOSTS, "127.0.0.1", port)
+                running.append(jobs.start(command, {**given, "GLOO_SOCKET_IFNAME": "lo"}))
+            jobs.wait(running)
+        finally:
+            with held():
+                for process in running:
+                    jobs.end(process)
         found: Results = json.loads(out.read_text())
         return found
 
@@ -109,6 +115,12 @@ def _goal(method: str, ratio: float) -> str:
     if goal is None:
         return "- | "
     return f"<= {goal} | {'held' if ratio <= goal else '**MISSED**'}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def main() -> int:

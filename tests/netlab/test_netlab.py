@@ -2,90 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from netlab_hosts import (
+    BENCH,
+    NOTHING,
+    SLEEPER,
+    await_start,
+    lab,
+    left_behind,
+    needs_root,
+    program,
+    running,
+    script_of,
+)
 
+from thinwire.errors import ThinwireError
 from thinwire.link import Link
 
-LAB = Path(__file__).parents[2] / "bench" / "netlab" / "lab.py"
-ROUNDS = LAB.with_name("rounds.py")
-
-
-def can_make_namespaces() -> bool:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return False
-    try:
-        made = subprocess.run(
-            ["ip", "netns", "add", "twlabprobe"], capture_output=True, check=False
-        )
-        subprocess.run(["ip", "netns", "del", "twlabprobe"], capture_output=True, check=False)
-        shaped = subprocess.run(["tc", "-V"], capture_output=True, check=False)
-    except FileNotFoundError:
-        return False
-    return made.returncode == 0 and shaped.returncode == 0
-
-
-needs_root = pytest.mark.skipif(not can_make_namespaces(), reason="needs root, ip netns and tc")
-
-
-def lab(*arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, str(LAB), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def left_behind(pid: int, script: str) -> dict[str, int]:
-    """What a lab of that process has left: namespaces, processes, and qdiscs and links outside."""
-
-    def lines(*command: str) -> list[str]:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(
-            "\n"
-        )
-
-    running = 0
-    for entry in Path("/proc").iterdir():
-        try:
-            running += script.encode() in (entry / "cmdline").read_bytes()
-        except (OSError, ValueError):
-            continue
-    # By the names a lab gives: other programs of this machine may have shaped links of their own.
-    ours = re.compile(r"\b(port\d+|switch)\b")
-    shaped = [line for line in lines("tc", "qdisc", "show") if "tbf" in line]
-    links = [line for line in lines("ip", "-brief", "link") if line]
-    return {
-        "namespaces": sum(f"twlab-{pid}-" in line for line in lines("ip", "netns", "list")),
-        "processes": running,
-        "qdiscs": sum(ours.search(line) is not None for line in shaped),
-        "links": sum(ours.match(line) is not None for line in links),
-    }
-
-
-NOTHING = {"namespaces": 0, "processes": 0, "qdiscs": 0, "links": 0}
-
-
-def script_of(folder: Path, text: str) -> Path:
-    script = folder / f"job-{os.getpid()}-{time.monotonic_ns()}.py"
-    script.write_text(text)
-    return script
+ROUNDS = BENCH / "rounds.py"
+FORMS = pytest.mark.parametrize("form", [(), ("--plain",)], ids=["torchrun", "plain"])
 
 
 @needs_root
 @pytest.mark.network
-def test_a_job_runs_at_the_rate_and_its_bytes_are_reconciled(tmp_path: Path) -> None:
+@FORMS
+def test_a_job_runs_at_the_rate_and_its_bytes_are_reconciled(tmp_path: Path, form) -> None:
     out = tmp_path / "r.json"
-    with lab("run", "--hosts", 2, "--rate", "20mbit", "--plain", "--", ROUNDS, "--params", 500_000,
+    with lab("run", "--hosts", 2, "--rate", "20mbit", *form, "--", ROUNDS, "--params", 500_000,
              "--rounds", 2, "--out", out) as process:  # fmt: skip
         said, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -98,29 +48,62 @@ def test_a_job_runs_at_the_rate_and_its_bytes_are_reconciled(tmp_path: Path) -> 
     (found,) = json.loads(out.read_text())
     seconds = found["times"]["1"]["sync"]
     assert seconds > 0.9 * Link(2e7).seconds(500_000)
-    assert left_behind(process.pid, str(out)) == NOTHING
+    assert left_behind(process.pid, out) == NOTHING
 
 
 @needs_root
 @pytest.mark.network
+@FORMS
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_leaves_no_namespace_process_or_qdisc(tmp_path: Path, number, code) -> None:
-    text = "import pathlib, time, os\npathlib.Path(__file__ + os.environ['RANK']).touch()\n"
-    script = script_of(tmp_path, text + "time.sleep(600)\n")
-    with lab("run", "--hosts", 3, "--plain", "--", script, start_new_session=True) as process:
-        deadline = time.monotonic() + 60
-        while not all(Path(f"{script}{rank}").exists() for rank in range(3)):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        there = left_behind(process.pid, str(script))
+def test_ctrl_c_leaves_no_namespace_process_or_qdisc(tmp_path: Path, number, code, form) -> None:
+    script = script_of(tmp_path)
+    with lab("run", "--hosts", 3, *form, "--", script, start_new_session=True) as process:
+        await_start(script, 3, process)
+        there = left_behind(process.pid, script)
         assert there["namespaces"] == 4
-        assert there["processes"] >= 4
+        # Both ends of each host's link.
+        assert there["qdiscs"] == 6
+        # The lab itself, the ranks, and where torchrun starts them one of it a host.
+        assert there["processes"] == (4 if form else 7)
         os.killpg(process.pid, number)
         _, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert "all hosts are removed" in err
-    assert left_behind(process.pid, str(script)) == NOTHING
+    assert left_behind(process.pid, script) == NOTHING
+
+
+LIMITED = """
+import sys
+import time
+import types
+from pathlib import Path
+
+import jobs
+import lab
+
+script, torchrun = sys.argv[1:]
+# The limit is over when all have started, and not before.
+clock = lambda: float(all(Path(f"{script}{rank}").exists() for rank in range(2)))
+jobs.time = types.SimpleNamespace(monotonic=clock, sleep=time.sleep)
+with lab.Lab(2, None) as hosts:
+    try:
+        hosts.job([script], {}, torchrun=torchrun == "torchrun", limit=0.5)
+    except jobs.JobFailed as error:
+        print(error)
+    print([lab._ip("netns", "pids", name) for name in hosts.names])
+"""
+
+
+@needs_root
+@pytest.mark.network
+@pytest.mark.parametrize("form", ["torchrun", "plain"])
+def test_a_job_that_is_given_up_ends_before_its_lab_does(tmp_path: Path, form) -> None:
+    script = script_of(tmp_path)
+    with program(LIMITED, script, form) as process:
+        said, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert said.splitlines()[-2:] == ["the job was given up after 0 s", "['', '']"]
+    assert left_behind(process.pid, script) == NOTHING
 
 
 @needs_root
@@ -133,29 +116,76 @@ def test_a_job_that_fails_ends_the_others_and_the_lab(tmp_path: Path) -> None:
     with lab("run", "--hosts", 2, "--plain", "--", script) as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert err.splitlines()[-1] == "netlab: host 1 ended with 3"
-    assert left_behind(process.pid, str(script)) == NOTHING
+    assert err.splitlines()[-1] == "netlab: rank 1 ended with 3"
+    assert left_behind(process.pid, script) == NOTHING
+
+
+@needs_root
+@pytest.mark.network
+def test_a_script_is_given_its_arguments_and_its_own_dashes(tmp_path: Path) -> None:
+    script = script_of(tmp_path, "import sys; print(sys.argv[1:])")
+    with lab("run", "--hosts", 1, "--plain", "--", script, "-v", "--", "a", "--", "b") as process:
+        said, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert said.splitlines()[0] == "['-v', '--', 'a', '--', 'b']"
 
 
 @needs_root
 @pytest.mark.network
 def test_what_a_killed_lab_left_is_swept(tmp_path: Path) -> None:
-    text = "import pathlib, time\npathlib.Path(__file__ + '0').touch()\ntime.sleep(600)\n"
-    script = script_of(tmp_path, text)
+    script = script_of(tmp_path)
     with lab("run", "--hosts", 1, "--plain", "--", script) as process:
-        deadline = time.monotonic() + 60
-        while not Path(f"{script}0").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        await_start(script, 1, process)
         process.kill()
         process.wait(timeout=30)
         for pipe in (process.stdout, process.stderr):
             pipe.close()  # What it left holds the other end.
-    assert left_behind(process.pid, str(script))["namespaces"] == 2
+    assert left_behind(process.pid, script)["namespaces"] == 2
     with lab("sweep") as sweeper:
         said, _ = sweeper.communicate(timeout=60)
     assert f"removed twlab-{process.pid}-0" in said
-    assert left_behind(process.pid, str(script)) == NOTHING
+    assert left_behind(process.pid, script) == NOTHING
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """lab.py with removals that fail, of the names in the list that comes with it."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    found = importlib.import_module("lab")
+    stuck: list[str] = []
+    tried: list[str] = []
+
+    def remove(name: str) -> None:
+        tried.append(name)
+        if name in stuck:
+            raise ThinwireError(f"{name} is stuck")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(found.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(found, "sweep", list)
+    monkeypatch.setattr(found, "remove", remove)
+    monkeypatch.setattr(found.Lab, "_raise", lambda self: None)
+    return found, stuck, tried
+
+
+def test_closing_tries_every_removal_and_then_raises_the_first_error(module) -> None:
+    found, stuck, tried = module
+    hosts = found.Lab(3, None)
+    stuck += hosts.names[:2]
+    with pytest.raises(ThinwireError, match=f"{hosts.names[0]} is stuck"):
+        hosts.close()
+    assert tried == [*hosts.names, hosts.switch]
+
+
+def test_what_broke_first_is_raised_and_what_is_left_said_beside_it(module, capsys) -> None:
+    found, stuck, _ = module
+    hosts = found.Lab(2, None)
+    stuck.append(hosts.switch)
+    with pytest.raises(ThinwireError, match="a rank broke"), hosts:
+        raise ThinwireError("a rank broke")
+    assert capsys.readouterr().err == f"netlab: not removed: {hosts.switch} is stuck\n"
+    with pytest.raises(ThinwireError, match="is stuck"), hosts:
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -178,16 +208,57 @@ def test_a_wrong_argument_is_refused_with_a_right_one(arguments, said) -> None:
     assert len(err.splitlines()) == 1
 
 
+AS = "import os; os.geteuid = lambda: {}; import lab, sys; sys.exit(lab.main())"
+
+
 def test_without_root_it_refuses_and_names_what_needs_none() -> None:
-    program = "import os; os.geteuid = lambda: 1; import lab, sys; sys.exit(lab.main())"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "run", "--", "x.py"],
-        env={**os.environ, "PYTHONPATH": f"{LAB.parent}:{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert "need root on Linux" in done.stderr
-    assert "thinwire demo --link" in done.stderr
+    with program(AS.format(1), "run", "--", "x.py") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "need root on Linux" in err
+    assert "thinwire demo --link" in err
+
+
+def test_a_tool_that_is_not_there_is_named_with_its_package() -> None:
+    text = AS.format("0; os.environ['PATH'] = '/nowhere'")
+    with program(text, "run", "--", "x.py") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err == "netlab: ip is not installed; apt-get install iproute2\n"
+
+
+LOOPBACK = """
+import sys
+from pathlib import Path
+
+import lines
+
+from thinwire.cli.signals import ended
+
+lines.ROUNDS = Path(sys.argv[1])
+sys.exit(ended("lines", lambda: lines.on_loopback([])))
+"""
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_ends_what_runs_on_loopback(tmp_path: Path, number, code) -> None:
+    script = script_of(tmp_path)
+    with program(LOOPBACK, script, start_new_session=True) as process:
+        await_start(script, 4, process)
+        assert running(script) == 5
+        os.killpg(process.pid, number)
+        process.communicate(timeout=30)
+    assert process.returncode == code
+    assert running(script) == 0
+
+
+@pytest.mark.network
+def test_a_rank_that_fails_on_loopback_ends_the_others(tmp_path: Path) -> None:
+    text = "import os, sys\nif os.environ['RANK'] == '2': sys.exit(3)\n"
+    script = script_of(tmp_path, text + SLEEPER)
+    with program(LOOPBACK, script) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.splitlines()[-1] == "lines: rank 2 ended with 3"
+    assert running(script) == 0
