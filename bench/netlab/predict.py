@@ -6,9 +6,9 @@
 A round is predicted in virtual time: its frames over lines of that rate, and what the ranks compute
 between their turns, on as many cores as this machine has. How long local steps and turns take on a
 core, and a small frame's way, are measured in the same run, for a shared machine is not as fast in
-the next; when what is said leaves, waits, arrives and is waited for is the simulator's. Each rate's
-measurement stays in --runs and is not made again. Writes predict.md there, which `peers.py --all`
-takes into RESULTS.md.
+the next; when what is said leaves, waits, arrives and is waited for is the simulator's. What was
+measured of a method at a rate stays in --runs and is not measured again. Writes predict.md there,
+which `peers.py --all` takes into RESULTS.md.
 """
 
 from __future__ import annotations
@@ -188,16 +188,19 @@ def table(said: argparse.Namespace) -> str:
 
 
 def measured(said: argparse.Namespace, rate: str) -> dict[str, dict[str, Any]]:
-    """Returns what rounds.py says of each method at a rate."""
+    """Returns what rounds.py says of each method at a rate; runs those of which nothing is kept."""
     file = said.runs / f"predict-{said.params}-{rate}.json"
-    if not file.exists():
-        print(f"{rate} ...", flush=True)
+    found = json.loads(file.read_text()) if file.exists() else []
+    kept = {result["method"] for result in found}
+    lacking = [method for method in said.methods if method not in kept]
+    if lacking:
+        print(f"{rate}: {', '.join(lacking)} ...", flush=True)
         hs = ["--hs", *map(str, HS), "--apart", "--latency"]
         hs += ["--rounds", str(said.rounds), "--seconds", str(said.seconds)]
-        common = ["--params", str(said.params), *hs, "--methods", *said.methods]
-        found = in_lab(common, rate)
+        common = ["--params", str(said.params), *hs, "--methods", *lacking]
+        found += in_lab(common, rate)
         write_atomically(file, json.dumps(found).encode())
-    return {result["method"]: result for result in json.loads(file.read_text())}
+    return {result["method"]: result for result in found}
 
 
 if __name__ == "__main__":
