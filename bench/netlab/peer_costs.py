@@ -58,18 +58,22 @@ def nominal(peer: Peer, rate: str) -> Cost:
     return Cost(LOCAL, 0.02 + 8 * sent / units.rate(rate))
 
 
+def cost(cell: dict[str, Any]) -> Cost:
+    """Returns what the steps of a probe or of a quick cell cost, its first ones left out."""
+    H, each = cell["peer"].get("H", 1), cell["each"][SKIPPED:]
+    at_round = [s for n, s in enumerate(each, SKIPPED + 1) if n % H == 0]
+    between = [s for n, s in enumerate(each, SKIPPED + 1) if n % H]
+    local = fmean(between) if between else 0.0
+    return Cost(local, fmean(at_round) - local)
+
+
 def probed(cells: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], Cost]:
     """Returns the costs that probes have measured, by (task, rate, shape)."""
-    found = {}
-    for cell in cells:
-        if cell["how"] == "probe" and "failed" not in cell:
-            H, each = cell["peer"].get("H", 1), cell["each"][SKIPPED:]
-            at_round = [s for n, s in enumerate(each, SKIPPED + 1) if n % H == 0]
-            between = [s for n, s in enumerate(each, SKIPPED + 1) if n % H]
-            local = fmean(between) if between else 0.0
-            cost = Cost(local, fmean(at_round) - local)
-            found[(cell["task"], cell["rate"], *shape(cell["peer"]))] = cost
-    return found
+    return {
+        (cell["task"], cell["rate"], *shape(cell["peer"])): cost(cell)
+        for cell in cells
+        if cell["how"] == "probe" and "failed" not in cell
+    }
 
 
 def counted(tuning: Path, task: str) -> list[dict[str, Any]]:

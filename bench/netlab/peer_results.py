@@ -67,10 +67,17 @@ class Row:
 
 
 def row(name: str, rate: str, cells: Cells, tuning: Cells, ended: Cells) -> Row | None:
-    """Returns what is known of a peer at a rate: of whole runs, and else the product."""
+    """Returns what is known of a peer at a rate: of whole runs, and else the product.
+
+    Quick cells are no part of it.
+    """
     here = [c for c in cells if c["rate"] == rate and c["peer"]["name"] == name]
-    bare = [c for c in cells if c["peer"]["kind"] == "alone" and c["rate"] == rate]
-    busy = fmean(fmean(c["each"][4:]) for c in bare if "failed" not in c) if bare else 0.0
+    bare = [
+        c for c in cells
+        if c["peer"]["kind"] == "alone" and c["rate"] == rate
+        and c["how"] == "probe" and "failed" not in c
+    ]  # fmt: skip
+    busy = fmean(fmean(c["each"][4:]) for c in bare) if bare else 0.0
     whole = [c for c in here if c["how"] == "whole" and "failed" not in c]
     by: dict[str, list[dict[str, Any]]] = {}
     for c in whole:
@@ -246,7 +253,7 @@ def write(target: Path, runs: Path) -> None:
             tuned(tuning),
             "",
         ]
-        broken = [c for c in cells if "failed" in c]
+        broken = [c for c in cells if "failed" in c and c["how"] != "quick"]
         text += [
             f"{c['peer']['name']}, {c['rate']}, {c['how']}: failed: {c['failed']}\n" for c in broken
         ]

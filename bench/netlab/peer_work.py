@@ -25,6 +25,9 @@ from tune import judged_every
 import thinwire as tw
 from thinwire.cli.output import write_atomically
 
+EACH = ("probe", "quick")
+"""The cells whose every step is kept, for what a step and a round cost."""
+
 
 def run(what: Task, cell: dict[str, Any]) -> dict[str, Any]:
     """Runs one cell on this rank and returns what came of it, on all ranks together.
@@ -70,7 +73,7 @@ def run(what: Task, cell: dict[str, Any]) -> dict[str, Any]:
         **cell, "task": what.name, "workers": N, "done": step, "reached_at": reached,
         "seconds": max(float(f[0]) for f in facts), "sent": sent, "framed": said or None,
         "sent_later": later,
-        "each": [round(s, 6) for s in each] if not cell["judge"] else None, "curve": curve,
+        "each": [round(s, 6) for s in each] if cell["how"] in EACH else None, "curve": curve,
     }  # fmt: skip
 
 

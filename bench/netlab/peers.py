@@ -2,13 +2,14 @@
 
     python bench/netlab/peers.py --data DIR --list     # what would be run, and how long it takes
     python bench/netlab/peers.py --data DIR --all      # probes, then whole runs, then RESULTS.md
-    python bench/netlab/peers.py --data DIR --quick    # a few peers and steps: does it work here?
+    python bench/netlab/peers.py --data DIR --quick    # some peers, a few steps: under 5 minutes
     python bench/netlab/peers.py --data DIR --quality  # how good each becomes, in lock-step
 
 First `tune.py` counts every peer's steps. A probe is a few steps and rounds of a peer on links of a
 rate; with them each peer's settings are chosen. Where a whole run takes ten minutes at most, it is
-made; elsewhere steps x seconds a step stands in its place, marked so. Each cell is a file in
---runs, and is not run again. Needs root.
+made; elsewhere steps x seconds a step stands in its place, marked so. The quick form has fixed
+settings: it needs no counting and no probes, and is no part of RESULTS.md. Each cell is a file in
+--runs, and is not run again, unless it failed: the next call tries that again. Needs root.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import peer_quick
 import torch
+from jobs import JobFailed
 from lab import ABOUT, Lab
 from peer_costs import RATES, Cost, Peer, choose, counted, nominal, probed
 from peer_methods import PEERS
@@ -43,8 +46,6 @@ START = 20.0
 JUDGING = 6.0
 """Seconds of judging in a whole run."""
 SEEDS = (0, 1, 2)
-QUICK = ("DDP PowerSGD", "PostLocalSGDOptimizer", "torchft LocalSGD", "torchft DiLoCo",
-         "thinwire SignTopK", "thinwire ring 8 bits")  # fmt: skip
 Cell = dict[str, Any]
 
 
@@ -54,9 +55,10 @@ class Bench:
     def __init__(self, said: argparse.Namespace, what: str) -> None:
         self.said, self.what = said, what
         self.tuning = counted(said.runs / "tuning", what)
-        self.names = said.peers or (QUICK if said.quick else tuple(PEERS))
+        self.names = said.peers or (peer_quick.NAMES if said.quick else tuple(PEERS))
         self.rates = said.rates or (("100mbit",) if said.quick else RATES)
-        if not self.tuning:
+        self.broken: set[str] = set()
+        if not self.tuning and not said.quick:
             raise ConfigError(
                 f"{said.runs / 'tuning'} has no counted steps; first run: python "
                 f"bench/netlab/tune.py --task {what} --data DIR --out {said.runs / 'tuning'}"
@@ -103,10 +105,17 @@ class Bench:
         cells = []
         for peer, seconds, _, _ in sorted(best, key=lambda b: b[1]):
             if seconds <= TOO_LONG:
-                for seed in self.said.seeds or ((0,) if self.said.quick else SEEDS):
-                    steps = 96 if self.said.quick else 1536
-                    cells.append(self._cell("whole", peer, rate, seed, steps, stop=True))
+                for seed in self.said.seeds or SEEDS:
+                    cells.append(self._cell("whole", peer, rate, seed, 1536, stop=True))
         return cells
+
+    def quick(self, rate: str) -> list[Cell]:
+        """Returns a few steps of each peer, with fixed settings."""
+        return [
+            self._cell("quick", peer, rate, seed, steps)
+            for peer, steps in peer_quick.peers(self.what, self.names)
+            for seed in self.said.seeds or SEEDS[:1]
+        ]
 
     def quality(self) -> None:
         """Trains each peer's chosen settings for the task's steps, in lock-step; no root."""
@@ -127,7 +136,7 @@ class Bench:
 
     def seconds(self, cells: list[Cell]) -> float:
         """Returns what these cells are predicted to take, those that are done left out."""
-        left = [cell for cell in cells if not Path(cell["file"]).exists()]
+        left = self.left(cells)
         costs = probed(self.cells)
         total = START if left else 0.0
         for cell in left:
@@ -140,12 +149,25 @@ class Bench:
             steps = cell["steps"]
             if cell["how"] == "whole" and (found := self.best(peer["name"], rate)):
                 steps = min(steps, sum(found[2]) / max(1, len(found[2])))
-            total += steps * cost.step(peer) + (JUDGING if cell["how"] != "probe" else 1.0)
+            judging = JUDGING if cell["how"] == "whole" else 1.0
+            total += steps * cost.step(peer) + judging
         return total
 
+    def left(self, cells: list[Cell]) -> list[Cell]:
+        """Returns those to be run: they are not there, or failed in an earlier call."""
+
+        def done(file: Path) -> bool:
+            return file.exists() and "failed" not in json.loads(file.read_text())
+
+        return [c for c in cells if c["file"] not in self.broken and not done(Path(c["file"]))]
+
     def run(self, cells: list[Cell], rate: str) -> None:
-        """Runs the cells that are not done, in one job; what breaks is marked and left."""
-        while left := [cell for cell in cells if not Path(cell["file"]).exists()]:
+        """Runs the cells that are left, in one job; what breaks is marked, for the next call.
+
+        Raises:
+            ThinwireError: this machine makes no lab; nothing is marked.
+        """
+        while left := self.left(cells):
             limit = 120 + 4 * self.seconds(left)
             print(f"{self.what}, {rate}: {len(left)} cells, about {self.seconds(left):.0f} s ...",
                   flush=True)  # fmt: skip
@@ -153,10 +175,12 @@ class Bench:
             try:
                 self._job(left, rate, limit)
                 print(f"  {time.monotonic() - began:.0f} s", flush=True)
-            except ThinwireError as error:
-                broken = next((c for c in left if not Path(c["file"]).exists()), None)
-                if broken is None:
+            except JobFailed as error:
+                still = self.left(left)
+                if not still:
                     continue
+                broken = still[0]
+                self.broken.add(broken["file"])
                 failed = {**broken, "task": self.what, "failed": str(error)}
                 write_atomically(Path(broken["file"]), json.dumps(failed).encode())
                 print(f"  {broken['peer']['name']} failed: {error}; see {self.log}", flush=True)
@@ -179,8 +203,8 @@ class Bench:
         file = self.said.runs / f"{self.what}-{how}-{name}-{rate}-{seed}-{digest}.json"
         return {
             "how": how, "peer": peer, "rate": rate, "seed": seed, "steps": steps,
-            "judge": how != "probe", "stop": stop, "file": str(file.resolve()),
-            "machine": machine(), "lab": ABOUT,
+            "judge": how != "probe" and peer["kind"] != "alone", "stop": stop,
+            "file": str(file.resolve()), "machine": machine(), "lab": ABOUT,
         }  # fmt: skip
 
 
@@ -204,10 +228,11 @@ def main() -> int:
             raise ConfigError(f"no peer {unknown[0]!r}; choose from {', '.join(PEERS)}")
         for rate in said.rates or ():
             units.rate(rate)
+        for name in said.tasks:
+            # Data that are missing are said here, in one sentence, and not by every rank.
+            next(task(name, said.data).batches(0, 0, HOSTS))
         if said.quick:
             said.runs.mkdir(parents=True, exist_ok=True)
-        for name in said.tasks:
-            task(name, said.data)
         # What is missing of any task is said before the first is run.
         for bench in [Bench(said, name) for name in said.tasks]:
             _task(bench, said)
@@ -224,6 +249,9 @@ def _task(bench: Bench, said: argparse.Namespace) -> None:
         torch.set_num_threads(1)
         bench.quality()
         return
+    if said.quick:
+        _quick(bench)
+        return
     total = 0.0
     for rate in bench.rates:
         for make in (bench.probes, bench.whole):
@@ -238,6 +266,18 @@ def _task(bench: Bench, said: argparse.Namespace) -> None:
             print(f"       {rate}: {len(cells)} cells, about {bench.seconds(cells):.0f} s\n")
     if said.list:
         print(f"{bench.what}: about {total / 60:.0f} min")
+
+
+def _quick(bench: Bench) -> None:
+    failed = 0
+    for rate in bench.rates:
+        cells = bench.quick(rate)
+        bench.run(cells, rate)
+        found = [json.loads(Path(cell["file"]).read_text()) for cell in cells]
+        failed += sum("failed" in cell for cell in found)
+        print(f"\n{bench.what}, {rate}, {HOSTS} hosts\n\n{peer_quick.table(bench.what, found)}\n")
+    if failed:
+        raise ThinwireError(f"{failed} cells failed; {bench.log} has what their processes said")
 
 
 if __name__ == "__main__":
