@@ -98,19 +98,18 @@ def choose(
 ) -> tuple[Peer, float, list[int], str] | None:
     """Returns a peer's best settings at a rate, its seconds and steps, and how `tune.py` has them.
 
-    Seed 0 alone chooses, which all settings have been run with.
+    By the mean over the seeds that were counted: one seed for all settings, more for those that
+    were once the best.
     """
     best = None
-    for key, steps in steps_of([c for c in cells if c["seed"] == 0]).items():
+    for key, steps in steps_of(cells).items():
         settings = json.loads(key)
-        if settings["family"] != PEERS[name]["family"]:
+        if settings["family"] != PEERS[name]["family"] or not steps:
             continue
         peer = {**settings, **PEERS[name], "name": name}
         task = cells[0]["task"]
         cost = costs.get((task, rate, *shape(peer))) or nominal(peer, rate)
-        seconds = steps[0] * cost.step(peer)
+        seconds = fmean(steps) * cost.step(peer)
         if best is None or seconds < best[1]:
-            best = (peer, seconds, key)
-    if best is None:
-        return None
-    return best[0], best[1], steps_of(cells).get(best[2], []), best[2]
+            best = (peer, seconds, steps, key)
+    return best

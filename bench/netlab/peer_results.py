@@ -247,8 +247,9 @@ def write(target: Path, runs: Path) -> None:
         text += [
             "### Steps to the goal over the settings, counted in lock-step",
             "",
-            "Seed 0 chooses; the chosen are counted with two seeds more. Cells that fell an eighth "
-            "behind their peer's best, or plainly went nowhere, were stopped.",
+            "One seed for all; what is the best at a rate by that is counted with two more, until "
+            "no best has one alone. Cells that fell an eighth behind their peer's best, or plainly "
+            "went nowhere, were stopped.",
             "",
             tuned(tuning),
             "",

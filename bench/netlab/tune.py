@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peer_costs import RATES, choose
+from peer_costs import RATES, choose, probed
 from peer_methods import PEERS, hooked, preset
 from tasks import EVALUATE_EVERY, Task, task
 from torch import Tensor, nn
@@ -280,17 +280,24 @@ def tune(what: Task, shape: dict[str, Any], full: bool, said: argparse.Namespace
 
 
 def finalists(what: Task, said: argparse.Namespace) -> None:
-    """Counts the steps of each peer's best settings, at every rate, with two more seeds."""
-    cells = read(said.out, what.name)
-    found = [choose(name, rate, cells, {}) for name in PEERS for rate in RATES]
-    chosen = {best[3]: json.loads(best[3]) for best in found if best is not None}
-    for seed in (1, 2):
-        for peer in chosen.values():
-            file = said.out / f"{stem(what, peer, seed)}.json"
-            if not file.exists():
-                again = count(what, peer, seed, said.most)
-                print(again["reached_at"], seed, json.dumps(peer), flush=True)
-                write_atomically(file, json.dumps(again).encode())
+    """Counts the best settings with two more seeds, until none is the best by one seed alone."""
+    costs = probed(read(said.out.parent, what.name))
+    while True:
+        cells = read(said.out, what.name)
+        found = [choose(name, rate, cells, costs) for name in PEERS for rate in RATES]
+        left = {
+            said.out / f"{stem(what, peer, seed)}.json": (peer, seed)
+            for best in found if best is not None
+            for peer in (json.loads(best[3]),)
+            for seed in (1, 2)
+        }  # fmt: skip
+        left = {file: cell for file, cell in left.items() if not file.exists()}
+        if not left:
+            return
+        for file, (peer, seed) in left.items():
+            again = count(what, peer, seed, said.most)
+            print(again["reached_at"], seed, json.dumps(peer), flush=True)
+            write_atomically(file, json.dumps(again).encode())
 
 
 def main() -> int:
