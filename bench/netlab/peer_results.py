@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lab import ABOUT
-from peer_costs import SKIPPED, Peer, choose, counted, probed
+from peer_costs import SKIPPED, Peer, choose, cost, counted, probed, shape
 from peer_methods import PEERS
 from tasks import Gpt, Mlp
 from tune import table as tuned
@@ -91,23 +91,19 @@ def row(name: str, rate: str, cells: Cells, tuning: Cells, ended: Cells) -> Row 
             [c["done"] for c in whole], all(c["reached_at"] for c in whole),
             fmean(c["sent"] for c in whole), framed, busy, _ends(name, whole[0]["peer"], ended),
         )  # fmt: skip
-    costs = probed(cells)
-    found = choose(name, rate, tuning, costs)
-    if found is None or not found[2]:
+    found = choose(name, rate, tuning, probed(cells))
+    if found is None:
         return None
     peer, _, steps, _ = found
     like = [
         c for c in here
-        if c["how"] == "probe" and "failed" not in c
-        and (c["peer"].get("rank"), c["peer"].get("density"))
-        == (peer.get("rank"), peer.get("density"))
+        if c["how"] == "probe" and "failed" not in c and shape(c["peer"]) == shape(peer)
     ]  # fmt: skip
     if not like:
         return None
     probe = like[0]
-    cost = probed([probe])[(probe["task"], rate, name, peer.get("rank"), peer.get("density"))]
     H, rounds = probe["peer"].get("H", 1), fmean(steps) / peer.get("H", 1)
-    seconds = [n * cost.step(peer) for n in steps]
+    seconds = [n * cost(probe).step(peer) for n in steps]
     framed = probe["framed"] and probe["framed"] * rounds / (probe["steps"] / H)
     # What a peer sends as it starts is not of a round: DDP shares its parameters, and its first
     # gradients go uncompressed.

@@ -21,13 +21,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import peer_quick
 import torch
 from jobs import JobFailed
 from lab import ABOUT, Lab
-from peer_costs import RATES, Cost, Peer, choose, counted, nominal, probed
+from peer_costs import RATES, Cost, Peer, choose, counted, nominal, probed, shape
 from peer_methods import PEERS
 from peer_results import write
 from tasks import task
@@ -143,12 +144,11 @@ class Bench:
             peer, rate = cell["peer"], cell["rate"]
             if peer["kind"] == "alone":
                 continue
-            key = (self.what, rate, peer["name"], peer.get("rank"), peer.get("density"))
-            known = costs.get(key) or nominal(peer, rate)
+            known = costs.get((self.what, rate, *shape(peer))) or nominal(peer, rate)
             cost = Cost(max(known.local, 0.0), known.round)
             steps = cell["steps"]
             if cell["how"] == "whole" and (found := self.best(peer["name"], rate)):
-                steps = min(steps, sum(found[2]) / max(1, len(found[2])))
+                steps = min(steps, fmean(found[2]))
             judging = JUDGING if cell["how"] == "whole" else 1.0
             total += steps * cost.step(peer) + judging
         return total

@@ -75,9 +75,7 @@ def count(text: str) -> int:
     value = math.nan
     if found:
         value = _number(found[1]) * PREFIX[found[2].lower().replace("b", "g")]
-    if not 1 <= value < 1e15 or value != round(value):
-        raise ConfigError(f"{text!r} is no whole number of at least 1; write 1.1e9, 350M or 70B")
-    return int(value)
+    return _whole(value, 1, f"{text!r} is no whole number of at least 1; write 1.1e9, 350M or 70B")
 
 
 def size(text: str) -> int:
@@ -95,9 +93,7 @@ def size(text: str) -> int:
     if found:
         prefixes = BINARY if found[3] else PREFIX
         value = _number(found[1]) * prefixes[(found[2] or "").lower()]
-    if not 0 <= value < 1e15 or value != round(value):
-        raise ConfigError(f"{text!r} is no number of bytes; write 256MB, 64MiB or 4096")
-    return int(value)
+    return _whole(value, 0, f"{text!r} is no number of bytes; write 256MB, 64MiB or 4096")
 
 
 def share(text: str) -> float:
@@ -149,6 +145,12 @@ def _said(value: float, names: tuple[str, ...], step: float) -> str:
             return f"{value:.3g} {name}"
         value /= step
     raise AssertionError
+
+
+def _whole(value: float, least: int, wrong: str) -> int:
+    if not least <= value < 1e15 or value != round(value):
+        raise ConfigError(wrong)
+    return int(value)
 
 
 def _number(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from thinwire.exchange import Here
 from thinwire.exchange.driver import Observer
 from thinwire.flat import Spans
 from thinwire.hub.core import Core
+from thinwire.hub.journal import Journal
 from thinwire.hub.state import first_state
 from thinwire.keys import Key
 from thinwire.round import RoundState, one_round
@@ -25,6 +27,15 @@ STREAM = tw.Stream(tw.TopK(density=0.4) >> tw.Sign(), every=2)
 
 def first_model(d: int = SPANS.d) -> torch.Tensor:
     return torch.randn(d, generator=torch.Generator().manual_seed(3))
+
+
+def begun(folder: Path) -> Journal:
+    """A journal of a new run, ready for records."""
+    journal = Journal(folder)
+    list(journal.recover()[1])
+    journal.begin(0)
+    journal.snapshot(0, [b"x"])
+    return journal
 
 
 def core(exchange: tw.Hub, compressor=SIGNTOPK, **more) -> Core:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_cases import RUN, SEED, SIGNTOPK, SPANS, STREAM, core, first_model, same_state
+from hub_cases import RUN, SEED, SIGNTOPK, SPANS, STREAM, begun, core, first_model, same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,10 +158,7 @@ def full() -> None:
 def test_turns_are_taken_in_order_and_answered_when_the_disk_has_them(tmp_path: Path) -> None:
     hub = a_hub(HUBS[2], SIGNTOPK)
     before = copy.deepcopy(hub.state)
-    journal = Journal(tmp_path)
-    list(journal.recover()[1])
-    journal.begin(0)
-    journal.snapshot(0, [b"x"])
+    journal = begun(tmp_path)
     told: list[int] = []
 
     async def main() -> None:

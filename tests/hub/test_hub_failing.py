@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_cases import RUN, SEED, SIGNTOPK, SPANS, STREAM, core, first_model
+from hub_cases import RUN, SEED, SIGNTOPK, SPANS, STREAM, begun, core, first_model
 from live_hub import SETTINGS, Entry, certificates, live, net
 
 import thinwire as tw
@@ -46,10 +46,7 @@ def turns_of(
     hub = core(tw.Hub(downlink=STREAM))
     for name in NAMES:
         hub.join(name, 1.0, 0.0)
-    journal = Journal(folder)
-    list(journal.recover()[1])
-    journal.begin(0)
-    journal.snapshot(0, [b"x"])
+    journal = begun(folder)
     failed: list[BaseException] = []
 
     async def main() -> None:

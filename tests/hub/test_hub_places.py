@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ class Gate:
             await send(*args)
 
         monkeypatch.setattr(service, "send", gated)
+
+
+@contextmanager
+def hearing(hub: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Future]:
+    """A second process of worker "a": it joins, and hears the model until the body is done."""
+    gate = Gate(monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            coming = pool.submit(join, hub, worker="a")
+            assert gate.reached.wait(20)
+            yield coming
+        finally:
+            gate.opened.set()
 
 
 class Mute:
@@ -113,18 +127,13 @@ def test_a_worker_that_is_lost_on_an_open_stream_joins_again_by_itself(
 def test_an_update_of_the_first_process_while_the_second_hears_the_model_is_not_taken(
     tmp_path: Path, monkeypatch
 ) -> None:
-    with live(tmp_path) as hub, ThreadPoolExecutor(1) as pool:
+    with live(tmp_path) as hub:
         first, model = join(hub, worker="a")
         train(first, model, 2)
-        gate = Gate(monkeypatch)
-        try:
-            coming = pool.submit(join, hub, worker="a")
-            assert gate.reached.wait(20)
+        with hearing(hub, monkeypatch) as coming:
             with pytest.raises(HubRefused, match="taken this worker's place") as caught:
                 train(first, model, 1, seed=9)
             assert caught.value.code == "ABORTED"
-        finally:
-            gate.opened.set()
         second, again = coming.result(20)
         assert second.round == 2
         train(second, again, 2)
@@ -137,16 +146,11 @@ def test_an_update_of_the_first_process_while_the_second_hears_the_model_is_not_
 def test_the_first_process_takes_nothing_from_the_second_when_it_ends(
     tmp_path: Path, monkeypatch, ends: str
 ) -> None:
-    with live(tmp_path) as hub, ThreadPoolExecutor(1) as pool:
+    with live(tmp_path) as hub:
         first, model = join(hub, worker="a")
         train(first, model, 1)
-        gate = Gate(monkeypatch)
-        try:
-            coming = pool.submit(join, hub, worker="a")
-            assert gate.reached.wait(20)
+        with hearing(hub, monkeypatch) as coming:
             getattr(first.transport, ends)()
-        finally:
-            gate.opened.set()
         second, again = coming.result(20)
         train(second, again, 2)
         assert (hub.state.applied, hub.server.core.live) == (3, 1)

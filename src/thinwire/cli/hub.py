@@ -88,7 +88,7 @@ def hub(
 
     from thinwire import units
     from thinwire.cli.hub_model import load_model
-    from thinwire.hub.entry import Entry, is_loopback, read_token
+    from thinwire.hub.entry import Entry, host_of, is_loopback, read_token
     from thinwire.hub.server import HubServer, Limits
 
     torch.set_num_threads(1)
@@ -103,7 +103,7 @@ def hub(
     names = tuple(client_name or ())
     entry = Entry(tls_cert, tls_key, client_ca, names, read_token(token_file))
     entry.check_address(listen)
-    if metrics is not None and not is_loopback(metrics.rpartition(":")[0].strip("[]")):
+    if metrics is not None and not is_loopback(host_of(metrics)):
         LOG.warning(
             "metrics know no TLS and no token: whoever reaches %s reads workers' names and figures",
             metrics,

@@ -55,8 +55,7 @@ class Entry:
         Raises:
             ConfigError: it is reachable from elsewhere and anybody could enter.
         """
-        host = listen.rpartition(":")[0].strip("[]")
-        if is_loopback(host):
+        if is_loopback(host_of(listen)):
             return "only this machine can reach it" if self.open else None
         if self.open and self.certificate is None:
             raise ConfigError(
@@ -128,6 +127,16 @@ class Entry:
                 Why.TOKEN,
                 "the token is missing or wrong; give the hub's own with token=",
             )
+
+
+def host_of(address: str) -> str:
+    """Returns the host of a "host:port".
+
+    Example:
+        >>> host_of("10.0.0.1:7777"), host_of("[::1]:7777")
+        ('10.0.0.1', '::1')
+    """
+    return address.rpartition(":")[0].strip("[]")
 
 
 def is_loopback(host: str) -> bool:

@@ -87,15 +87,14 @@ def join(
     try:
         from thinwire.hub.client import HubTransport
         from thinwire.hub.dial import Dial
-        from thinwire.hub.entry import is_loopback
+        from thinwire.hub.entry import host_of, is_loopback
         from thinwire.hub.settings import HubSettings
     except ImportError as error:
         raise ConfigError(f"a hub needs gRPC ({error}): pip install 'thinwire[hub]'") from error
     check_weight(join, weight)
     pem = [_bytes(file) for file in (authority, certificate, key)]
     dial = Dial(address, token, pem[0], pem[1], pem[2], patience)
-    there = address.rpartition(":")[0].strip("[]")
-    if token is not None and authority is None and not is_loopback(there):
+    if token is not None and authority is None and not is_loopback(host_of(address)):
         LOG.warning(
             "the token and the model travel in clear to %s; if that hub has TLS, give authority=",
             address,

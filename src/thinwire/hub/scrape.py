@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from thinwire.errors import ConfigError
+from thinwire.hub.entry import host_of
 from thinwire.hub.meter import prometheus
 
 
@@ -23,7 +24,6 @@ async def serve_metrics(
     Raises:
         ConfigError: the port cannot be had.
     """
-    host, _, port = listen.rpartition(":")
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -41,6 +41,8 @@ async def serve_metrics(
             writer.close()
 
     try:
-        return await asyncio.start_server(answer, host.strip("[]") or None, int(port))
+        return await asyncio.start_server(
+            answer, host_of(listen) or None, int(listen.rpartition(":")[2])
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"metrics cannot be served on {listen}: {error}") from error
