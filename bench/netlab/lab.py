@@ -81,6 +81,8 @@ class Lab:
     Args:
         hosts: how many.
         rate: bits per second of each link, each way; None for unshaped.
+        burst: seconds of it that pass at once after a pause. None for 0.5 ms, and for 4 ms above
+            200 Mbit/s: timers that fire late would leave a fast line idle.
 
     Raises:
         ConfigError: this is no root's process, a tool is not installed, or there are more hosts
@@ -89,6 +91,7 @@ class Lab:
 
     hosts: int
     rate: float | None
+    burst: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.hosts <= MOST_HOSTS:
@@ -201,9 +204,8 @@ class Lab:
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("netns", "exec", name, "sysctl", "-qw", RENO)
             if self.rate is not None:
-                # A full bucket passes at once, so it holds little; of fast lines more, for timers
-                # that fire late would leave them idle.
-                burst = max(6_000, int(self.rate / 8 * (0.0005 if self.rate <= 2e8 else 0.004)))
+                burst = self.burst or (0.0005 if self.rate <= 2e8 else 0.004)
+                burst = max(6_000, int(self.rate / 8 * burst))
                 bucket = ["rate", f"{self.rate:.0f}bit", "burst", f"{burst}b", "latency", "100ms"]
                 for where, device in ((name, "eth0"), (self.switch, port)):
                     _tc("-n", where, "qdisc", "add", "dev", device, "root", "tbf", *bucket)

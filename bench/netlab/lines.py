@@ -35,12 +35,12 @@ ROUNDS = Path(__file__).with_name("rounds.py")
 Results = list[dict[str, Any]]
 
 
-def in_lab(arguments: list[str], rate: str) -> Results:
-    """Returns what rounds.py says of its methods on shaped hosts."""
+def in_lab(arguments: list[str], rate: str, burst: float | None = None) -> Results:
+    """Returns what rounds.py says of its methods on shaped hosts; see `Lab`."""
     with tempfile.TemporaryDirectory(prefix="rounds-") as folder:
         out = Path(folder) / "out.json"
         bits = None if rate == "unlimited" else units.rate(rate)
-        with Lab(HOSTS, bits) as lab:
+        with Lab(HOSTS, bits, burst) as lab:
             lab.job([str(ROUNDS), *arguments, "--out", str(out)], {}, torchrun=False)
         found: Results = json.loads(out.read_text())
         return found

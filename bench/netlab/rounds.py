@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -21,9 +22,11 @@ import torch.distributed as dist
 from lab import line, report
 
 import thinwire as tw
+from thinwire.cli.plan_coding import Work, agreed_coding
 from thinwire.cli.plan_measure import measured_link
 from thinwire.compress import QSGD
 from thinwire.stats import Stats
+from thinwire.virtual import Sizes
 
 EIGHT = QSGD(bits=8, norm="max", bucket=1024, coding="fixed")
 METHODS: dict[str, Any] = {
@@ -63,40 +66,29 @@ def agreed(seconds: float) -> float:
     return float(most)
 
 
-class Work:
-    """What a rank computes in a round: seconds on a core.
+@dataclass(frozen=True)
+class Took:
+    """What one round took on one rank.
 
     Args:
-        transport: whose turns are noted from now on.
-
-    Attributes:
-        rounds: of each, those up to the end of each turn, those after the last, and last those of
-            the engine's own threads.
+        local: seconds of its local steps.
+        sync: seconds of the rest.
+        step: seconds on a core of one of those steps.
     """
 
-    def __init__(self, transport: Any) -> None:
-        self.rounds: list[list[float]] = []
-        self._marks: list[float] = []
-        answer = transport.turn
+    local: float
+    sync: float
+    step: float
 
-        def turn(asked: Any) -> Any:
-            frames = answer(asked)
-            self._marks.append(time.thread_time())
-            return frames
 
-        transport.turn = turn
-
-    def note(self, sync: Callable[[], None]) -> None:
-        """Runs a round and notes it."""
-        self._marks, before = [time.thread_time()], time.process_time()
-        sync()
-        self._marks.append(time.thread_time())
-        own = [b - a for a, b in pairwise(self._marks)]
-        self.rounds.append([*own, time.process_time() - before - sum(own)])
-
-    def medians(self) -> list[float]:
-        """Returns the median of each over the rounds noted."""
-        return [statistics.median(turn) for turn in zip(*self.rounds, strict=True)]
+def flowing(one: Callable[[int, bool], Took], H: int, rounds: int) -> float:
+    """Returns the median seconds of rounds that follow each other freely."""
+    dist.barrier()
+    ends = []
+    for _ in range(rounds + 1):
+        one(H, False)
+        ends.append(time.perf_counter())
+    return statistics.median(b - a for a, b in pairwise(ends))
 
 
 def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
@@ -113,17 +105,17 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     work = None if method == ALL_REDUCE else Work(optimizer.transport)
     draw = torch.Generator().manual_seed(rank)
 
-    def one(H: int) -> tuple[float, float]:
-        dist.barrier()
-        began = time.perf_counter()
+    def one(H: int, together: bool = True) -> Took:
+        dist.barrier() if together else None
+        began, worked = time.perf_counter(), time.thread_time()
         for _ in range(H):
             with torch.no_grad():
                 weight.add_(torch.randn(said.params, generator=draw), alpha=0.01)
-        stepped = time.perf_counter()
-        dist.barrier() if said.apart else None
+        stepped, step = time.perf_counter(), (time.thread_time() - worked) / H
+        dist.barrier() if together and said.apart else None
         talked = time.perf_counter()
         optimizer.sync() if work is None else work.note(optimizer.sync)
-        return stepped - began, time.perf_counter() - talked
+        return Took(stepped - began, time.perf_counter() - talked, step)
 
     # The first round loads kernels, the second says how long one takes.
     one(said.hs[0])
@@ -134,7 +126,7 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
     if work is not None:
         work.rounds.clear()
     rounds = max(said.rounds, min(MOST, int(said.seconds / alone)))
-    took: dict[int, list[tuple[float, float]]] = {H: [] for H in said.hs}
+    took: dict[int, list[Took]] = {H: [] for H in said.hs}
     for _ in range(rounds):
         for H in said.hs:
             took[H].append(one(H))
@@ -142,20 +134,35 @@ def timed(method: str, said: argparse.Namespace) -> dict[str, Any]:
         (b - a) / (rounds * len(said.hs))
         for a, b in zip(before, optimizer.stats.totals(), strict=True)
     )
+    medians = None if work is None else work.medians()
+    coding = None
+    if medians is not None:
+        found = agreed_coding(medians, received, Sizes(optimizer.compressor, said.params))
+        coding = [found.own, found.hear]
+    freely = {H: flowing(one, H, rounds) for H in said.hs} if said.freely else {}
     # What the busiest line carries: a master answers when it has heard all.
     exchange = METHODS.get(method, {}).get("exchange")
     busy = sent + received if isinstance(exchange, tw.Server) else max(sent, received)
     own = [busy, sum(optimizer.stats.sent.values())]
     for H in said.hs:
-        own += [statistics.median(s for s, _ in took[H]), statistics.median(t for _, t in took[H])]
+        own += [statistics.median(each.local for each in took[H])]
+        own += [statistics.median(each.sync for each in took[H])]
+        own += [statistics.median(each.local + each.sync for each in took[H])]
+    own += [statistics.median(each.step for each in took[said.hs[-1]])]
     every = [torch.zeros(len(own), dtype=torch.float64) for _ in range(N)]
     dist.all_gather(every, torch.tensor(own, dtype=torch.float64))
     most = torch.stack(every).max(0).values.tolist()
-    times = {H: {"local": most[2 + 2 * n], "sync": most[3 + 2 * n]} for n, H in enumerate(said.hs)}
+    parts = ("local", "sync", "round")
+    times = {
+        H: dict(zip(parts, most[2 + 3 * n : 5 + 3 * n], strict=True)) for n, H in enumerate(said.hs)
+    }
+    for H, seconds in freely.items():
+        times[H]["freely"] = agreed(seconds)
     worked: list[Any] = [None] * N
-    dist.all_gather_object(worked, None if work is None else work.medians())
+    dist.all_gather_object(worked, medians)
     return {"method": method, "params": said.params, "workers": N, "busiest": most[0],
-            "framed": own[1], "times": times, "rounds": rounds, "work": worked}  # fmt: skip
+            "framed": own[1], "times": times, "step": most[-1], "rounds": rounds,
+            "work": worked, "coding": coding}  # fmt: skip
 
 
 def main() -> None:
@@ -166,7 +173,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each H, at least")
     parser.add_argument("--seconds", type=float, default=0.0, help="so many more as fill them")
     parser.add_argument("--latency", action="store_true", help="measure that, too")
-    parser.add_argument("--apart", action="store_true", help="all begin each round together")
+    parser.add_argument("--apart", action="store_true", help="steps over, all wait for all")
+    parser.add_argument("--freely", action="store_true", help="also rounds that wait for none")
     parser.add_argument("--out")
     said = parser.parse_args()
     torch.set_num_threads(1)

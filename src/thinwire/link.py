@@ -7,6 +7,7 @@ the same bytes at the same rate.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from thinwire import units
@@ -164,7 +165,7 @@ FINE = Luck()
 
 
 class Port:
-    """One direction of a worker's line, first come, first served.
+    """One direction of a worker's line: who comes first is served first, who come at once share it.
 
     Attributes:
         free: the time at which all it was given so far has passed.
@@ -179,6 +180,27 @@ class Port:
         """Returns when what comes at that time, and keeps it busy so long, has passed."""
         self.free = (self.free if self.free > at else at) + seconds
         return self.free
+
+    def share(self, at: float, seconds: Sequence[float]) -> tuple[float, list[float]]:
+        """Returns when what comes at once begins to pass, and when each of it has.
+
+        All have the same part of the line, as TCP streams have, until the shortest is through.
+
+        Args:
+            at: when they come.
+            seconds: that each would keep the line busy by itself.
+
+        Example:
+            >>> Port().share(1.0, [3.0, 1.0])
+            (1.0, [5.0, 3.0])
+        """
+        began = self.free if self.free > at else at
+        ends, passed, before, left = [began] * len(seconds), 0.0, 0.0, len(seconds)
+        for which in sorted(range(len(seconds)), key=seconds.__getitem__):
+            passed += (seconds[which] - before) * left
+            before, left, ends[which] = seconds[which], left - 1, began + passed
+        self.free = began + passed
+        return began, ends
 
 
 _READ = {

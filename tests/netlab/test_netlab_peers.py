@@ -154,7 +154,7 @@ def test_only_the_methods_that_lack_a_prediction_are_measured(load, tmp_path, mo
     predict = load("predict")
     asked: list[list[str]] = []
 
-    def in_lab(arguments, rate):
+    def in_lab(arguments, rate, burst):
         methods = arguments[arguments.index("--methods") + 1 :]
         asked.append(methods)
         return [{"method": method, "rate": rate} for method in methods]

@@ -14,6 +14,7 @@ from thinwire.cli import main
 from thinwire.cli.plan import figures, show
 from thinwire.link import Link
 from thinwire.plan import MOST_H, Coding, Job, advice, cost, costs, options
+from thinwire.virtual import Sizes
 from thinwire.wire.frame import HEADER
 
 JOB = Job(10_000_000, 0.5, 8, Link(1e8, 0.01))
@@ -30,10 +31,9 @@ def test_an_all_reduce_is_a_ring_at_line_rate() -> None:
 def test_a_master_hears_all_and_answers_all() -> None:
     found = cost(BY_NAME["SignTopK 1 %, server"], JOB)
     C = tw.TopK(density=0.01) >> tw.Sign()
-    assert found.heard <= 7 * (HEADER + C.nbytes(10_000_000))
-    # Who is answered first speaks again while others are answered: only the last speaks alone.
-    one_up = found.heard / 7
-    line = (found.sent + one_up) * 8 / 1e8 * 1.0456
+    assert found.heard <= 8 * (HEADER + C.nbytes(10_000_000))
+    # The answers share the master's line, and so all come with the last.
+    line = (found.sent + 7 * Sizes(C, 10_000_000).whole) * 8 / 1e8 * 1.0456
     assert found.talk == pytest.approx(line + 0.02, rel=0.01)
 
 
@@ -49,8 +49,18 @@ def test_coding_and_software_are_terms_of_their_own() -> None:
     plain = cost(BY_NAME[name], JOB)
     coded = cost(BY_NAME[name], replace(JOB, coding={name: Coding(1e-9, 2e-10)}))
     assert (plain.code, coded.talk) == (0, plain.talk)
-    assert coded.code == pytest.approx(1e7 * (1e-9 + 8 * 2e-10))
+    assert coded.code == pytest.approx(1e7 * (1e-9 + 7 * 2e-10))
     assert cost(BY_NAME[name], replace(JOB, message=0.1)).talk == pytest.approx(plain.talk + 0.1)
+
+
+def test_workers_that_share_cores_wait_for_each_others_coding() -> None:
+    name = "SignTopK 1 %, gather"
+    coding = {name: Coding(1e-9, 2e-10)}
+    own, shared = (
+        cost(BY_NAME[name], replace(JOB, coding=coding, cores=cores)).code for cores in (8, 2)
+    )
+    assert own == pytest.approx(1e7 * (1e-9 + 7 * 2e-10))
+    assert shared == pytest.approx(4 * own)
 
 
 def test_memory_is_the_anchor_and_what_the_exchange_keeps() -> None:
@@ -146,6 +156,7 @@ def test_every_options_code_makes_its_preset() -> None:
         (["--params", "1e6", "--measure", "--step-time", "1", "--step-from", "a:b"],
          "--step-time 1 and --step-from a:b both say how long"),
         (["--params", "1e6", "--step-from", "a:b"], "timed with --measure"),
+        (["--params", "1e6", "--cores", "2", "--no-coding"], "--cores 2 says where coding is done"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_refused_with_a_right_one(arguments, said, capsys) -> None:
@@ -194,7 +205,7 @@ def test_the_table_has_seconds_of_a_round_and_is_whole_in_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     job = replace(job, coding=dict.fromkeys(BY_NAME, WIDE))
     found = costs(job)
-    show(job, found, *advice(job, found), coding=True)
+    show(job, found, *advice(job, found), coding="measured")
     *lines, _ = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert max(len(line) for line in lines) <= 80
     assert "…" not in "".join(lines)

@@ -34,7 +34,7 @@ def test_a_job_of_two_processes_plans_for_itself(tmp_path) -> None:
     (tmp_path / "my_train.py").write_text("import time\ndef step():\n    time.sleep(0.05)\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "thinwire.cli", "plan", "--measure"]
-    command += ["--params", "1e5", "--step-from", "my_train:step", "--no-coding"]
+    command += ["--params", "1e5", "--step-from", "my_train:step"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--json", "p.json"], cwd=tmp_path, env=environment, capture_output=True,
@@ -47,6 +47,10 @@ def test_a_job_of_two_processes_plans_for_itself(tmp_path) -> None:
     assert 0.05 <= job["step_seconds"] < 0.5
     assert job["link"]["bandwidth"] > 1e7
     assert 0 < job["link"]["latency"] < 0.1
+    assert "measured in rounds of this job" in done.stdout
+    coding = job["coding"]
+    assert all(0 < each["own"] < 1e-6 for each in coding.values())
+    assert all((each["hear"] > 0) == ("all-reduce" not in name) for name, each in coding.items())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from thinwire.transport.base import Post, Reduce, Take, turn
 from thinwire.virtual import (
     Busy,
     Compute,
+    Cores,
     Method,
     Sizes,
     Timeline,
@@ -139,10 +140,13 @@ METHODS = [
 
 
 @pytest.mark.parametrize("preset", METHODS, ids=lambda p: repr(p["exchange"]))
-@pytest.mark.parametrize("N", [2, 13, 40])
-def test_the_compiled_clock_is_the_engines_to_the_last_bit(preset, N) -> None:
+@pytest.mark.parametrize(("N", "cores"), [(2, 1), (13, None), (13, 3), (40, 2)])
+def test_the_compiled_clock_is_the_engines_to_the_last_bit(preset, N, cores) -> None:
     sizes, H, rounds = Sizes(preset["compressor"], 4000), preset["H"], 5
-    compute = Compute(0.01, spread=0.5, straggle=0.2, away=0.05, away_for=0.3, round=0.002)
+    away = 0.05 if cores is None else 0.0
+    compute = Compute(
+        0.01, spread=0.5, straggle=0.2, away=away, away_for=0.3, own=0.002, hear=1e-6, cores=cores
+    )
     slow, fast = Link(2e7, 0.03), Link(1e8, 0.001, down=3e7)
     links = [slow if rank % 3 else fast for rank in range(N)]
     quick = speak_fast(preset["exchange"], sizes, links, H, rounds, compute, lambda _: None)
@@ -154,7 +158,7 @@ def test_the_compiled_clock_is_the_engines_to_the_last_bit(preset, N) -> None:
         speaks(preset["exchange"], sizes, (rank, N), H, rounds, compute, lambda *_: None)
         for rank in range(N)
     ]
-    clock = VirtualTime(programs, links)
+    clock = VirtualTime(programs, links, cores=Cores(cores))
     clock.run()
     assert (quick.now, quick.sent, quick.received, quick.busy, quick.frames) == (
         clock.now, clock.sent, clock.received, clock.busy, clock.frames
@@ -220,7 +224,7 @@ def test_gossip_goes_on_without_a_frame_that_never_came_and_a_master_does_not() 
 STOPPED = [
     (tw.vanilla(), 0.02), (tw.vanilla() | {"exchange": tw.Gather(tw.NoFeedback())}, 0.02),
     (tw.qprsgd_ring(H=1), 0.02), (tw.qprsgd_ring(H=1, form="ring"), 0.02), (tw.marsit(K=2), 0.02),
-    (tw.choco_sgd(EIGHT), 0.9), (tw.choco_sgd(EIGHT) | {"exchange": tw.EdgeGossip()}, 0.02),
+    (tw.choco_sgd(EIGHT), 0.9), (tw.choco_sgd(EIGHT) | {"exchange": tw.EdgeGossip()}, 0.05),
 ]  # fmt: skip
 
 
@@ -342,3 +346,5 @@ def test_compute_is_drawn_by_key_and_has_the_rates_asked_for() -> None:
     assert sorted(factors)[1000] == pytest.approx(1.0, abs=0.03)
     with pytest.raises(tw.ConfigError, match="straggle"):
         Compute(1.0, straggle=2.0)
+    with pytest.raises(tw.ConfigError, match="give away or cores, not both"):
+        Compute(1.0, away=0.1, cores=2)

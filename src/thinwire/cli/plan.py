@@ -53,6 +53,12 @@ def plan(
         typer.Option(metavar="MODULE:FUNCTION", help="With --measure: time this as a local step."),
     ] = None,
     coding: Annotated[bool, typer.Option(help="Measure coding, on this machine.")] = True,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of the one machine on which all workers run; by default each has its own."
+        ),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the plan as JSON.")
     ] = None,
@@ -65,6 +71,10 @@ def plan(
     --step-from names one, and plans for the slowest.
     """
     check_writable(json)
+    if cores is not None and not coding:
+        raise ConfigError(
+            f"--cores {cores} says where coding is done, which --no-coding leaves out"
+        )
     d = units.count(params)
     asked = units.share(utilisation)
     step = None if step_time is None else units.seconds(step_time)
@@ -73,19 +83,19 @@ def plan(
         check_measured(said, step_time, step_from)
         from thinwire.cli.plan_measure import measured
 
-        found = measured(d, asked, step, step_from)
+        found = measured(d, asked, step, step_from, coding)
         if found is None:
             return  # another rank prints
-        job = found
+        job = replace(found, cores=cores)
     else:
         job = given(d, asked, step, workers, bandwidth, latency, step_from)
-    if coding:
-        from thinwire.cli.plan_measure import measured_coding
+        if coding:
+            from thinwire.cli.plan_coding import measured_coding
 
-        with bars() as drawn:
-            drawn.add("coding", 0)
-            job = replace(job, coding=measured_coding())
-            drawn.finish("coding", "measured on this machine")
+            with bars() as drawn:
+                drawn.add("coding", 0)
+                job = replace(job, coding=measured_coding(), cores=cores)
+                drawn.finish("coding", "measured on this machine")
     from thinwire.plan import advice, cost, options
 
     listed = options()
@@ -100,7 +110,10 @@ def plan(
         results = [record(c, job) for c in costs]
         chosen = {"method": best.option.name, "H": H, "reason": reason, "code": code(best, H)}
         write_json(json, {**document("plan", None, results), "job": facts(job), "take": chosen})
-    show(job, costs, best, H, reason, coding)
+    how = "left out"
+    if coding:
+        how = "measured in rounds of this job" if measure else "measured on this machine, alone"
+    show(job, costs, best, H, reason, how)
 
 
 def check_measured(
@@ -173,6 +186,7 @@ def facts(job: Job) -> dict[str, Any]:
         "utilisation": job.utilisation,
         "message_seconds": job.message,
         "coding": {k: {"own": v.own, "hear": v.hear} for k, v in job.coding.items()},
+        "cores": job.cores,
     }
 
 
@@ -203,8 +217,17 @@ def code(cost: Cost, H: int) -> str:
     return f"optimizer = tw.LocalSGD(model, optimizer, {inner})"
 
 
-def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: bool) -> None:
-    """Prints the table, what its columns are, what is known of quality, and the recommendation."""
+def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: str) -> None:
+    """Prints the table, what its columns are, what is known of quality, and the recommendation.
+
+    Args:
+        job: what is planned for.
+        costs: of each method.
+        best: the one to take.
+        H: its local steps.
+        reason: why.
+        coding: how that was measured.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -226,7 +249,7 @@ def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: b
             c.option.name,
             size(max(c.sent, c.heard)),
             figures(c.talk),
-            figures(c.code) if coding else "-",
+            figures(c.code) if job.coding else "-",
             f"{c.H}",
             figures(c.seconds(c.H, job.step)),
             busy(c.utilisation(c.H, job.step)),
@@ -234,8 +257,9 @@ def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: b
             size(c.kept + c.peak),
         )
     console.print(drawn)
-    how = "measured on this machine" if coding else "left out"
-    console.print(CAPTION.format(asked=asked, coding=how), style="dim")
+    if job.cores is not None:
+        coding += f", {job.cores} cores for all workers"
+    console.print(CAPTION.format(asked=asked, coding=coding), style="dim")
     console.print("\nWhat is known of quality:", style="dim")
     for c in costs:
         console.print(

@@ -1,4 +1,4 @@
-"""What a plan can measure: the link between the processes of a job, its step, and coding here."""
+"""What a plan can measure in a job: the link between its processes, its step, and coding."""
 
 from __future__ import annotations
 
@@ -15,21 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from thinwire.cli.plan_coding import coding_in_job, took
 from thinwire.errors import ConfigError
-from thinwire.flat import Spans
-from thinwire.keys import Key
 from thinwire.link import Link
-from thinwire.plan import Coding, Job, options
-from thinwire.seat import Seat
-from thinwire.shell import LocalSGD
-from thinwire.simulate import LockStep
+from thinwire.plan import Job, options
 from thinwire.transport import DistributedTransport, Post, Take, Transport, Turn
-from thinwire.virtual.sizes import normal
-from thinwire.wire.body import Reader, pack, unpack
 from thinwire.wire.frame import HEADER, Address, Kind, length, seal
 
-ENTRIES = 1 << 20
-"""Of the vector that coding is measured on."""
 PINGS = 15
 SMALL = 64
 LONG = 0.5
@@ -39,7 +31,9 @@ SHORTEST = 1 << 16
 MOST_BYTES = 64_000_000
 
 
-def measured(d: int, asked: float, step: float | None, step_from: str | None) -> Job | None:
+def measured(
+    d: int, asked: float, step: float | None, step_from: str | None, coding: bool
+) -> Job | None:
     """Returns this job with the link measured between its processes, on rank 0; elsewhere None.
 
     Args:
@@ -47,6 +41,7 @@ def measured(d: int, asked: float, step: float | None, step_from: str | None) ->
         asked: utilisation.
         step: seconds of a local step, where it is known.
         step_from: "package.module:function" that takes one, where it is to be timed.
+        coding: whether to measure that, too.
 
     Raises:
         ConfigError: this is no process of a torchrun job of two or more, or no step is named, or
@@ -65,9 +60,10 @@ def measured(d: int, asked: float, step: float | None, step_from: str | None) ->
         slowest = torch.tensor([took or 0.0], dtype=torch.float64)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         link = measured_link()
+        each = {o.name: coding_in_job(o.preset, link) for o in options()} if coding else {}
         if dist.get_rank():
             return None
-        return Job(d, float(slowest), dist.get_world_size(), link, asked)
+        return Job(d, float(slowest), dist.get_world_size(), link, asked, coding=each)
     finally:
         dist.barrier()
         dist.destroy_process_group()
@@ -159,7 +155,7 @@ def step_seconds(source: str) -> float:
     """
     step = load_step(source)
     try:
-        return statistics.median(_took(step, 7)[2:])
+        return statistics.median(took(step, 7)[2:])
     except Exception as error:
         raise ConfigError(f"--step-from {source} failed: {_said(error)}") from error
 
@@ -191,43 +187,3 @@ def load_step(source: str) -> Callable[[], Any]:
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def measured_coding() -> dict[str, Coding]:
-    """Returns what coding costs on this machine, by method, from a vector of 2^20 entries.
-
-    `own` is a whole round of a worker that is alone: reading parameters, forming and coding the
-    message, remembering what is owed, the outer step. `hear` is decoding one message and adding it.
-    Each is the fastest of five, since another program can only slow them down.
-    """
-    found = {}
-    for option in options():
-        model = torch.nn.Linear(ENTRIES // 1024, 1024, bias=False)
-        inner = torch.optim.SGD(model.parameters(), lr=0.1)
-        cluster = LockStep([LocalSGD(model, inner, group=Seat(0, 1), **option.preset)])
-        spans, C, key = Spans.of(ENTRIES), option.preset["compressor"], Key(0)
-        u = normal(ENTRIES, key)
-        body = pack(C.compress(u, key, spans), C)
-        total = torch.zeros(ENTRIES)
-
-        def sync(model: Any = model, u: Any = u, cluster: LockStep = cluster) -> None:
-            with torch.no_grad():
-                model.weight.view(-1).add_(u, alpha=1e-3)
-            cluster.sync()
-
-        def hear(body: bytes = body, C: Any = C, spans: Spans = spans, into: Any = total) -> None:
-            C.accumulate(into, unpack(Reader(body, "measured"), C, spans, Key(0)))
-
-        found[option.name] = Coding(
-            min(_took(sync, 6)[1:]) / ENTRIES, min(_took(hear, 6)[1:]) / ENTRIES
-        )
-    return found
-
-
-def _took(action: Callable[[], Any], times: int) -> list[float]:
-    took = []
-    for _ in range(times):
-        began = time.perf_counter()
-        action()
-        took.append(time.perf_counter() - began)
-    return took

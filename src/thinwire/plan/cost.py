@@ -1,9 +1,10 @@
 """Plan: what each method would cost over a given link, from a model whose terms are all named.
 
-seconds of a round = H step + code + talk
-code   own entries at `own` s each, and what it hears at `hear` s an entry, once a message
+seconds of a round = H step + talk + code
 talk   the round's frames in virtual time: bytes, headers in, at line rate; one latency a step;
        `message` s of software a frame
+code   what coding adds to that: `own` s an entry before a round's first frame, and `hear` s an
+       entry for as much as is heard, as it is heard
 utilisation = H step / seconds of a round
 """
 
@@ -14,8 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from thinwire.errors import ConfigError
-from thinwire.exchange import AllReduce, Exchange, Gather, Here, Ring, Server
-from thinwire.exchange.over_graph import OverGraph
+from thinwire.exchange import AllReduce, Gather, Here
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.link import Link
@@ -40,7 +40,7 @@ class Coding:
     Args:
         own: seconds an entry of the model to read, code and remember one's own message, and to
             take the outer step.
-        hear: seconds an entry of the model to decode one message and add it.
+        hear: seconds an entry of the model to decode another's message and add it.
     """
 
     own: float = 0.0
@@ -53,12 +53,13 @@ class Job:
 
     Args:
         params: d.
-        step: seconds of a local step, communication not in it.
+        step: seconds of a local step while all take theirs, communication not in it.
         workers: N.
         link: of each.
         utilisation: the part of the time that machines shall compute.
         message: seconds that software adds to each latency.
         coding: by a method's name; nothing where it is not known.
+        cores: of the machine on which all workers run; None where each has its own.
 
     Raises:
         ConfigError: a number is out of range.
@@ -71,6 +72,7 @@ class Job:
     utilisation: float = 0.9
     message: float = 0.0
     coding: Mapping[str, Coding] = field(default_factory=dict)
+    cores: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.workers <= MOST_WORKERS:
@@ -96,7 +98,7 @@ class Cost:
         heard: bytes that the busiest worker hears a round.
         talk: seconds that frames add to a round where rounds follow each other freely: who is
             answered first goes on first.
-        code: seconds of coding a round.
+        code: seconds that coding adds to a round.
         H: local steps of a round, as the method has it.
         H_needed: the fewest with which the utilisation asked for is reached, were H free; see
             `possible`.
@@ -145,7 +147,7 @@ def costs(job: Job) -> list[Cost]:
 
 
 def cost(option: Option, job: Job) -> Cost:
-    """Returns what one method would cost that job: one round of it in virtual time.
+    """Returns what one method would cost that job: a round of it in virtual time.
 
     Args:
         option: the method.
@@ -162,33 +164,35 @@ def cost(option: Option, job: Job) -> Cost:
     H = preset["H"] if isinstance(preset["H"], int) else 1
     method = Method(preset["exchange"], sizes, H)
     links = [replace(job.link, latency=job.link.latency + job.message)] * N
-    # The second round: who was answered first computes first, and the first may measure something.
-    first, both = (run_sizes(method, links, rounds, Compute(job.step)) for rounds in (1, 2))
-    sent, heard = (
-        [b - a for a, b in zip(x, y, strict=True)]
-        for x, y in ((first.sent, both.sent), (first.received, both.received))
-    )
-    talk = both.now - first.now - H * job.step
+    silent = Compute(job.step * min(1.0, (job.cores or N) / N), cores=job.cores)
+    seconds, sent, heard = _settled(method, links, silent)
+    talk, code = seconds - H * job.step, 0.0
     if isinstance(preset["exchange"], AllReduce):
         sent = heard = [2 * (N - 1) * 4 * job.params // N] * N
-    coding = job.coding.get(option.name, Coding())
-    code = job.params * (coding.own + coding.hear * heard_vectors(preset["exchange"], N))
+    if option.name in job.coding:
+        coding = job.coding[option.name]
+        own, hear = coding.own * job.params, coding.hear * job.params / sizes.whole
+        coded = replace(silent, own=own, hear=hear)
+        code = _settled(method, links, coded)[0] - seconds
     asked = job.utilisation / (1 - job.utilisation)
     needed = max(1, math.ceil(asked * (talk + code) / job.step - 1e-9))
     kept, peak = memory(preset, job.params, N, max(heard))
     return Cost(option, max(sent), max(heard), talk, code, H, needed, kept, peak, sizes.exact)
 
 
-def heard_vectors(exchange: Exchange, N: int) -> float:
-    """Returns how many whole vectors a worker on the critical path decodes and adds."""
-    if isinstance(exchange, AllReduce):
-        return 0.0
-    if isinstance(exchange, OverGraph):
-        return float(exchange.topology.degree(N))
-    if isinstance(exchange, Ring) and exchange.form in ("ring", "two-phase", "auto"):
-        return 2 * (N - 1) / N
-    # A master hears all and then each worker its reply; in a gather each hears all.
-    return float(N + isinstance(exchange, Server))
+def _settled(
+    method: Method, links: list[Link], compute: Compute
+) -> tuple[float, list[int], list[int]]:
+    """Returns seconds of a round of those that follow, and what each rank sends and hears in it.
+
+    Who was answered first goes on first, and the first round may measure something.
+    """
+    first, both = (run_sizes(method, links, rounds, compute) for rounds in (1, 2))
+    sent, heard = (
+        [b - a for a, b in zip(x, y, strict=True)]
+        for x, y in ((first.sent, both.sent), (first.received, both.received))
+    )
+    return both.now - first.now, sent, heard
 
 
 def memory(preset: Preset, d: int, N: int, heard: int) -> tuple[int, int]:

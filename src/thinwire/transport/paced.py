@@ -11,7 +11,7 @@ import math
 import platform
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from thinwire.errors import ConfigError
 from thinwire.host import Bytes
 from thinwire.keys import Key
-from thinwire.link import Link, Port
+from thinwire.link import FINE, Link, Port
 from thinwire.transport.base import Post, Take, Turn
 from thinwire.transport.distributed import DistributedTransport
 
@@ -95,7 +95,7 @@ class PacedTransport:
 
     def turn(self, turn: Turn) -> list[Bytes]:
         """Starts every post, waits for every take as long as the link would, in takes' order."""
-        posts = tuple(self._stamp(post) for post in turn.posts)
+        posts = self._leave(turn.posts)
         takes, coming = (
             tuple(Take(t.source, t.bound + STAMP, held_back=t.held_back) for t in some)
             for some in (turn.takes, turn.coming)
@@ -126,19 +126,28 @@ class PacedTransport:
         """Waits until every post has left."""
         self._stamped.flush()
 
-    def _stamp(self, post: Post) -> Post:
-        n, now = len(post.frame), time.monotonic()
-        last = now
-        if post.to != self.rank:
-            luck = self.link.luck(n, Key(self._seed, self._posted, self.rank))
-            self._posted += 1
-            left = self._up.serve(now, self.link.seconds(n) * (1 + luck.again))
-            # What one worker says to another stays in order, as TCP keeps it.
-            last = max(left + self.link.latency + luck.late, self._last.get(post.to, 0.0))
-            self._last[post.to] = last
-            last = LOST if luck.lost else last
-        frame = _STAMP.pack(last, self._clock) + post.frame
-        return Post(post.to, frame, post.bound + STAMP)
+    def _leave(self, posts: Sequence[Post]) -> tuple[Post, ...]:
+        """Stamps what is said in one turn: it leaves at once, and shares the line."""
+        lucks, seconds, now = [], [], time.monotonic()
+        for post in posts:
+            n, luck = len(post.frame), FINE
+            if post.to != self.rank:
+                luck = self.link.luck(n, Key(self._seed, self._posted, self.rank))
+                self._posted += 1
+                seconds.append(self.link.seconds(n) * (1 + luck.again))
+            lucks.append(luck)
+        ends = iter(self._up.share(now, seconds)[1])
+        stamped = []
+        for post, luck in zip(posts, lucks, strict=True):
+            last = now
+            if post.to != self.rank:
+                # What one worker says to another stays in order, as TCP keeps it.
+                due = next(ends) + self.link.latency + luck.late
+                last = self._last[post.to] = max(due, self._last.get(post.to, 0.0))
+                last = LOST if luck.lost else last
+            frame = _STAMP.pack(last, self._clock) + post.frame
+            stamped.append(Post(post.to, frame, post.bound + STAMP))
+        return tuple(stamped)
 
     def _heard(self, due: list[tuple[float, int]]) -> float:
         """Returns when the last of these frames has passed the downlink, first come first."""

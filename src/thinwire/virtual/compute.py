@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from thinwire.errors import ConfigError
 from thinwire.keys import Key
-from thinwire.value import Value, in_range
+from thinwire.value import Value, in_range, whole
 
 _FULL = float(1 << 32)
 _NORMAL = NormalDist()
 FACTOR, STRAGGLE, AWAY, AWAY_FOR = range(4)
 """The draws of a worker and of each of its steps."""
+
+
+@dataclass(frozen=True)
+class Busy:
+    """The worker computes for so many seconds.
+
+    Args:
+        seconds: on a core.
+    """
+
+    seconds: float
+
+
+class Cores:
+    """The cores of a machine on which all workers run: who asks first is served first.
+
+    Args:
+        n: how many; None for one for each who asks.
+    """
+
+    def __init__(self, n: int | None) -> None:
+        self._free = None if n is None else [0.0] * n
+
+    def serve(self, at: float, seconds: float) -> float:
+        """Returns when what is asked at that time, and takes so long on a core, is done."""
+        if self._free is None:
+            return at + seconds
+        done = max(at, self._free[0]) + seconds
+        heapq.heapreplace(self._free, done)
+        return done
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,7 +58,9 @@ class Compute(Value):
         straggle_by: how many times.
         away: chance before each step that the worker goes away, and comes back with its state.
         away_for: seconds it stays away, on average; exponential.
-        round: seconds that coding and decoding take, once a round.
+        own: seconds of coding one's own message, once a round, before anything is said.
+        hear: seconds that each byte heard takes to decode and add, as soon as it is heard.
+        cores: of the machine on which all workers run; None where each has its own.
         seed: of all draws.
 
     Example:
@@ -40,16 +74,25 @@ class Compute(Value):
     straggle_by: float = 5.0
     away: float = 0.0
     away_for: float = 30.0
-    round: float = 0.0
+    own: float = 0.0
+    hear: float = 0.0
+    cores: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("step", "away_for", "round"):
+        for name in ("step", "away_for", "own", "hear"):
             in_range(self, name, getattr(self, name), 0.0, 1e6)
         in_range(self, "spread", self.spread, 0.0, 3.0)
         in_range(self, "straggle", self.straggle, 0.0, 1.0)
         in_range(self, "straggle_by", self.straggle_by, 1.0, 1e4)
         in_range(self, "away", self.away, 0.0, 1.0)
+        if self.cores is not None:
+            whole(self, "cores", self.cores, 1, 1 << 16)
+            if self.away:
+                raise ConfigError(
+                    f"Compute: a worker that is away would keep one of {self.cores} cores; give "
+                    "away or cores, not both"
+                )
 
     @property
     def even(self) -> bool:

@@ -1,9 +1,10 @@
 """Virtual time: the asks of all workers, answered when modelled links would have answered them.
 
 A worker is a program: a generator that yields what a round yields, and `Busy` where it computes.
-Nothing waits: a heap of what happens next is the clock. A frame leaves when the sender's uplink is
-free, reaches the receiver a latency later, and is there when the receiver's downlink has taken it;
-frames are served in the order in which their first bits come.
+Nothing waits: a heap of what happens next is the clock. What is said in one turn leaves at once
+when the sender's uplink is free, and shares it evenly. A frame reaches the receiver a latency
+later, and is there when the receiver's downlink has taken it, which serves frames in the order in
+which their first bits come.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -22,20 +22,10 @@ from thinwire.host import Bytes
 from thinwire.keys import Key
 from thinwire.link import Link, Port
 from thinwire.transport.base import Answer, Ask, Post, Reduce, Turn
+from thinwire.virtual.compute import Busy, Cores
 from thinwire.virtual.timeline import COMPUTE, SEND, TALK, Timeline
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Busy:
-    """The worker computes for so many seconds.
-
-    Args:
-        seconds: of virtual time.
-    """
-
-    seconds: float
 
 
 Program = Generator[Ask | Busy, Answer | None, R]
@@ -64,6 +54,7 @@ class VirtualTime(Generic[R]):
         observers: are told of each rank's asks and answers, as a `Stats` is; none by default.
         seed: of jitter and loss.
         timeline: takes note of who did what when.
+        cores: that all ranks compute on; by default each has its own.
 
     Attributes:
         now: virtual seconds since the start.
@@ -96,6 +87,7 @@ class VirtualTime(Generic[R]):
         observers: Sequence[Observer] | None = None,
         seed: int = 0,
         timeline: Timeline | None = None,
+        cores: Cores | None = None,
     ) -> None:
         self.programs, self.N = programs, len(programs)
         self.links = [links] * self.N if isinstance(links, Link) else list(links)
@@ -105,6 +97,7 @@ class VirtualTime(Generic[R]):
         self.sent, self.received, self.busy = [0] * self.N, [0] * self.N, [0.0] * self.N
         self.frames = self.lost = 0
         self._observers, self._seed, self._timeline = observers, seed, timeline
+        self._cores = Cores(None) if cores is None else cores
         self._up = [Port() for _ in range(self.N)]
         self._down = [Port() for _ in range(self.N)]
         # How long a frame of n bytes keeps a line busy is asked again and again.
@@ -163,9 +156,10 @@ class VirtualTime(Generic[R]):
             return
         if isinstance(ask, Busy):
             self.busy[rank] += ask.seconds
+            done = self._cores.serve(self.now, ask.seconds)
             if self._timeline is not None:
-                self._timeline.note(rank, COMPUTE, self.now, self.now + ask.seconds)
-            heapq.heappush(self._heap, (self.now + ask.seconds, 2 * rank))
+                self._timeline.note(rank, COMPUTE, done - ask.seconds, done)
+            heapq.heappush(self._heap, (done, 2 * rank))
             return
         self._asks[rank], self._since[rank] = ask, self.now
         if self._observers is not None:
@@ -173,8 +167,7 @@ class VirtualTime(Generic[R]):
         if isinstance(ask, Reduce):
             self._sum(rank, ask)
             return
-        for post in ask.posts:
-            self._post(rank, post)
+        self._post(rank, ask.posts)
         self._await(rank, ask)
 
     def _await(self, rank: int, ask: Turn) -> None:
@@ -194,31 +187,35 @@ class VirtualTime(Generic[R]):
         if not missing:
             heapq.heappush(self._heap, (ready, 2 * rank))
 
-    def _post(self, rank: int, post: Post) -> None:
-        if post.to == rank:
-            self._mail[rank].setdefault(rank, []).append((self.now, post.frame))
+    def _post(self, rank: int, posts: Sequence[Post]) -> None:
+        """Has what is said in one turn leave this rank."""
+        link, costs, said = self.links[rank], self._cost[rank][0], []
+        for post in posts:
+            if post.to == rank:
+                self._mail[rank].setdefault(rank, []).append((self.now, post.frame))
+                continue
+            n, frame, late = len(post.frame), post.frame, 0.0
+            seconds = costs.get(n)
+            if seconds is None:
+                seconds = costs[n] = link.seconds(n)
+            self.sent[rank] += n
+            self.frames += 1
+            if self._fickle[rank]:
+                luck = link.luck(n, Key(self._seed, self.frames, rank))
+                seconds, late = seconds * (1 + luck.again), luck.late
+                if luck.lost:
+                    frame, n, late, self.lost = b"", 0, link.patience, self.lost + 1
+            said.append((seconds, late, post.to, n, frame))
+        if not said:
             return
-        n, link = len(post.frame), self.links[rank]
-        seconds = self._cost[rank][0].get(n)
-        if seconds is None:
-            seconds = self._cost[rank][0][n] = link.seconds(n)
-        self.sent[rank] += n
-        self.frames += 1
-        frame, late = post.frame, 0.0
-        if self._fickle[rank]:
-            luck = link.luck(n, Key(self._seed, self.frames, rank))
-            seconds, late = seconds * (1 + luck.again), luck.late
-            if luck.lost:
-                frame, n, late, self.lost = b"", 0, link.patience, self.lost + 1
-        port = self._up[rank]
-        left = port.serve(self.now, seconds)
-        flying = self._flying[rank]
-        first = left - seconds + link.latency
-        flying.append(Flight(first, left + link.latency, late, post.to, n, frame))
-        if len(flying) == 1:
+        began, ends = self._up[rank].share(self.now, [seconds for seconds, *_ in said])
+        flying, first = self._flying[rank], began + link.latency
+        if not flying:
             heapq.heappush(self._heap, (first, 2 * rank + 1))
+        for (_, late, to, n, frame), left in zip(said, ends, strict=True):
+            flying.append(Flight(first, left + link.latency, late, to, n, frame))
         if self._timeline is not None:
-            self._timeline.note(rank, SEND, left - seconds, left)
+            self._timeline.note(rank, SEND, began, self._up[rank].free)
 
     def _arrive(self, source: int, flight: Flight) -> None:
         """Takes a frame whose first bit has come through the receiver's downlink."""

@@ -8,7 +8,6 @@ next frame of its uplink.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +21,7 @@ from thinwire.schedule import H_at, HSchedule
 from thinwire.virtual.compute import Compute
 from thinwire.virtual.script import Script, repeats, script_of
 from thinwire.virtual.sizes import Sizes
+from thinwire.virtual.spoken import Spoken
 
 Array = npt.NDArray[Any]
 WINDOW = 4
@@ -30,27 +30,6 @@ EVENTS = 4_000_000
 """After so many the caller is told how far it is, and Ctrl-C is heard."""
 GOES_ON, OVER, TOO_FAR_AHEAD = range(3)
 COMPUTES, CODES, TALKS, DONE = range(4)
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """What a run of sizes came to; see `VirtualTime`.
-
-    Args:
-        now: virtual seconds.
-        sent: bytes that left each rank.
-        received: bytes that came to each rank.
-        busy: seconds each rank computed.
-        frames: in all.
-        lost: of them, those that never came.
-    """
-
-    now: float
-    sent: list[int]
-    received: list[int]
-    busy: list[float]
-    frames: int
-    lost: int = 0
 
 
 def speak_fast(
@@ -97,8 +76,10 @@ def speak_fast(
             for n in script.sums
         ]
     )
+    hears = np.concatenate([compute.hear * script.heard for script in scripts])
+    cores = np.zeros(compute.cores or 0)
     while True:
-        code = _run(which, busy, compute.round, sums, EVENTS, *state.arrays)
+        code = _run(which, busy, compute.own, hears, cores, sums, EVENTS, *state.arrays)
         on_rounds(int(state.round.min()))
         if code == TOO_FAR_AHEAD:
             return None
@@ -127,6 +108,9 @@ class _State:
             np.concatenate([getattr(s, name) for s in scripts])
             for name in ("to", "n", "slot", "takes")
         )
+        # What is said in one turn shares the line until the shortest of it is through.
+        self.by_size = np.lexsort((self.n, np.repeat(np.arange(turns[-1]), np.diff(self.posts))))
+        self.ends = np.zeros(posts[-1])
         # The most turns and posts that a worker has in one round, over all scripts.
         longest = np.diff(first, axis=1).max(0)
         said = (self.posts[first[:, 1:]] - self.posts[first[:, :-1]]).max(0)
@@ -182,21 +166,30 @@ def _line(n: int, rate: float) -> float:
 
 
 @kernel
+def _served(cores: Array, now: float, seconds: float) -> float:
+    if not len(cores):
+        return now + seconds
+    core = np.argmin(cores)
+    cores[core] = max(now, cores[core]) + seconds
+    return float(cores[core])
+
+
+@kernel
 def _run(  # noqa: PLR0915
-    which: Array, work: Array, coding: float, sums: Array, most: int,
-    first: Array, posts: Array, to: Array, n: Array, slot: Array, takes: Array, desk: Array,
-    queue: Array, got: Array, ready: Array, fly_first: Array, fly_last: Array, fly_post: Array,
-    fly_round: Array, head: Array, tail: Array, up: Array, down: Array, phase: Array,
-    round: Array, turn: Array, waits: Array, up_rate: Array, down_rate: Array, latency: Array,
-    sent: Array, received: Array, busy: Array, times: Array, tree: Array, clock: Array,
-    count: Array, summing: Array,
+    which: Array, work: Array, own: float, hears: Array, cores: Array, sums: Array, most: int,
+    first: Array, posts: Array, to: Array, n: Array, slot: Array, takes: Array, by_size: Array,
+    ends: Array, desk: Array, queue: Array, got: Array, ready: Array, fly_first: Array,
+    fly_last: Array, fly_post: Array, fly_round: Array, head: Array, tail: Array, up: Array,
+    down: Array, phase: Array, round: Array, turn: Array, waits: Array, up_rate: Array,
+    down_rate: Array, latency: Array, sent: Array, received: Array, busy: Array, times: Array,
+    tree: Array, clock: Array, count: Array, summing: Array,
 ) -> int:  # fmt: skip
     N, rounds = len(phase), len(which)
     if phase[0] < 0:
         for rank in range(N):
             phase[rank] = COMPUTES
             busy[rank] += work[0, rank]
-            _set(times, tree, 2 * rank, work[0, rank])
+            _set(times, tree, 2 * rank, _served(cores, 0.0, work[0, rank]))
     for _ in range(most):
         event = tree[1]
         now = times[event]
@@ -234,26 +227,28 @@ def _run(  # noqa: PLR0915
         _set(times, tree, event, np.inf)
         script = which[round[rank]]
         turns = first[script, rank + 1] - first[script, rank]
+        coding = 0.0
         if phase[rank] == COMPUTES:
-            phase[rank], turn[rank] = TALKS, 0
-            if turns and coding:
-                phase[rank] = CODES
-                busy[rank] += coding
-                _set(times, tree, event, now + coding)
-                continue
-        elif phase[rank] == CODES:
-            phase[rank] = TALKS
-        else:
+            turn[rank] = 0
+            coding = own if turns else 0.0
+        elif phase[rank] == TALKS:
             box = (desk[rank] + turn[rank]) * WINDOW + round[rank] % WINDOW
             got[box], ready[box] = 0, 0.0
+            coding = hears[first[script, rank] + turn[rank]]
             turn[rank] += 1
+        phase[rank] = TALKS
+        if coding:
+            phase[rank] = CODES
+            busy[rank] += coding
+            _set(times, tree, event, _served(cores, now, coding))
+            continue
         if turn[rank] == turns:
             round[rank] += 1
             phase[rank] = DONE
             if round[rank] < rounds:
                 phase[rank] = COMPUTES
                 busy[rank] += work[round[rank], rank]
-                _set(times, tree, event, now + work[round[rank], rank])
+                _set(times, tree, event, _served(cores, now, work[round[rank], rank]))
             continue
         g = first[script, rank] + turn[rank]
         if sums[g] >= 0:
@@ -264,14 +259,19 @@ def _run(  # noqa: PLR0915
                     _set(times, tree, 2 * each, now + sums[g])
             continue
         size = queue[rank + 1] - queue[rank]
+        began, passed, before, left = max(up[rank], now), 0.0, 0.0, posts[g + 1] - posts[g]
+        for post in by_size[posts[g] : posts[g + 1]]:
+            took = _line(n[post], up_rate[rank])
+            passed += (took - before) * left
+            before, left, ends[post] = took, left - 1, began + passed
+        if posts[g] < posts[g + 1]:
+            up[rank] = began + passed
         for post in range(posts[g], posts[g + 1]):
             if tail[rank] - head[rank] == size:
                 return TOO_FAR_AHEAD
-            took = _line(n[post], up_rate[rank])
-            up[rank] = max(up[rank], now) + took
             at = queue[rank] + tail[rank] % size
-            fly_first[at] = up[rank] - took + latency[rank]
-            fly_last[at] = up[rank] + latency[rank]
+            fly_first[at] = began + latency[rank]
+            fly_last[at] = ends[post] + latency[rank]
             fly_post[at], fly_round[at] = post, round[rank]
             if head[rank] == tail[rank]:
                 _set(times, tree, 2 * rank + 1, fly_first[at])

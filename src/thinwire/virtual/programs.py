@@ -8,9 +8,9 @@ from typing import Any
 from thinwire.exchange import Exchange
 from thinwire.schedule import H_at, HSchedule
 from thinwire.shell import LocalSGD
-from thinwire.transport.base import Answer, Ask
-from thinwire.virtual.compute import Compute
-from thinwire.virtual.engine import Busy, Program
+from thinwire.transport.base import Answer, Ask, Turn
+from thinwire.virtual.compute import Busy, Compute
+from thinwire.virtual.engine import Program
 from thinwire.virtual.sizes import Sizes
 from thinwire.virtual.talks import Place, sized_round
 
@@ -42,7 +42,7 @@ def trains(
         yield Busy(compute.seconds(rank, step))
         closure(step)
         step, before = step + 1, worker.round
-        yield from _coded(worker.steps(), compute)
+        yield from _coded(worker.steps(), rank, compute)
         worker.zero_grad()
         if worker.round > before:
             on_round(rank, before)
@@ -75,20 +75,25 @@ def speaks(
         yield Busy(compute.steps(rank, step, steps))
         step += steps
         talk = sized_round(exchange, Place(rank, N, round, compute.seed, sizes))
-        yield from _coded(talk, compute)
+        yield from _coded(talk, rank, compute)
         on_round(rank, round)
 
 
 def _coded(
-    talk: Generator[Ask, Answer, Any], compute: Compute
+    talk: Generator[Ask, Answer, Any], rank: int, compute: Compute
 ) -> Generator[Ask | Busy, Answer, None]:
-    """Runs a talk; what it says first is coded before it leaves."""
+    """Runs a talk: its message is coded before it leaves, and what it hears is decoded."""
     try:
         ask = next(talk)
-        if compute.round:
-            yield Busy(compute.round)
+        if compute.own:
+            yield Busy(compute.own)
         while True:
             answer = yield ask
+            if compute.hear and isinstance(ask, Turn):
+                heard = zip(ask.takes, answer, strict=True)
+                n = sum(len(frame) for take, frame in heard if take.source != rank)
+                if n:
+                    yield Busy(compute.hear * n)
             ask = talk.send(answer)
     except StopIteration:
         return

@@ -13,11 +13,12 @@ from thinwire.link import Link
 from thinwire.schedule import HSchedule
 from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
-from thinwire.virtual.compute import Compute
+from thinwire.virtual.compute import Compute, Cores
 from thinwire.virtual.engine import VirtualTime
-from thinwire.virtual.fast import Spoken, speak_fast
+from thinwire.virtual.fast import speak_fast
 from thinwire.virtual.programs import speaks, trains
 from thinwire.virtual.sizes import Sizes
+from thinwire.virtual.spoken import Spoken
 from thinwire.virtual.talks import TALKS, Place, sized_round
 from thinwire.virtual.timeline import Timeline
 from thinwire.wire.body import decoded_once
@@ -84,7 +85,8 @@ def run_sizes(
         speaks(method.exchange, method.sizes, (rank, N), method.H, rounds, compute, did)
         for rank in range(N)
     ]
-    return _ended(VirtualTime(programs, links, None, compute.seed, timeline))
+    cores = Cores(compute.cores)
+    return _ended(VirtualTime(programs, links, None, compute.seed, timeline, cores))
 
 
 def run_training(
@@ -125,7 +127,8 @@ def run_training(
         for w, f in zip(workers, closures, strict=True)
     ]
     observers = [worker.stats for worker in workers]
-    clock.append(VirtualTime(programs, links, observers, compute.seed, timeline))
+    cores = Cores(compute.cores)
+    clock.append(VirtualTime(programs, links, observers, compute.seed, timeline, cores))
     with decoded_once():
         return _ended(clock[0])
 

@@ -29,6 +29,7 @@ class Script:
         n: (P,) its bytes.
         slot: (P,) which of the hearer's turns takes it.
         takes: (T,) frames of others that a turn takes.
+        heard: (T,) their bytes.
         sums: (T,) bytes that a turn sums over all ranks, -1 where it sums none.
     """
 
@@ -38,6 +39,7 @@ class Script:
     n: Ints
     slot: Ints
     takes: Ints
+    heard: Ints
     sums: Ints
 
 
@@ -89,7 +91,10 @@ def script_of(exchange: Exchange, sizes: Sizes, N: int, round: int, seed: int) -
     slot = np.zeros(len(to), np.int64)
     slot[said] = _ints(turn_of)[heard_by]
     starts = np.concatenate([[0], np.cumsum(_ints(counts))])
-    return Script(_ints(first), starts, _ints(to), _ints(n), slot, _ints(taken), _ints(sums))
+    bytes_of = np.zeros(len(sums), np.int64)
+    np.add.at(bytes_of, _ints(first)[_ints(to)] + slot, _ints(n))
+    arrays = (_ints(to), _ints(n), slot, _ints(taken), bytes_of, _ints(sums))
+    return Script(_ints(first), starts, *arrays)
 
 
 def _ints(values: array[int]) -> Ints:
