@@ -47,6 +47,20 @@ def test_sizes_only_says_so_and_is_the_same_again(tmp_path, capsys, monkeypatch)
         assert results[0][field] == results[1][field]
 
 
+def test_coding_takes_time_too_where_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    took = []
+    for more in ([], ["--coding"]):
+        job = ["--workers", "4", "--params", "1e6", "--rounds", "2", "--json", "r.json", *more]
+        code, out, _ = run(job, capsys)
+        assert code == 0
+        assert ("coding in it" in out) == bool(more)
+        (result,) = json.loads((tmp_path / "r.json").read_text())["results"]
+        took.append(result["seconds_per_round"])
+        assert ("own" in result["compute"]) == bool(more)
+    assert took[0] < took[1] < took[0] + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

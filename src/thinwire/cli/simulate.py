@@ -59,6 +59,9 @@ def simulate(
     away: Annotated[
         str, typer.Option(help="Chance before a step to go away, for 30 s on average, exponential.")
     ] = "0",
+    coding: Annotated[
+        bool, typer.Option("--coding", help="Coding takes time, too, as measured on this machine.")
+    ] = False,
     lr: Annotated[
         float | None,
         typer.Option(min=0, help="Of the local steps, without --params; by default 0.1."),
@@ -104,6 +107,10 @@ def simulate(
         away=units.share(away),
         seed=seed,
     )
+    if coding:
+        from thinwire.cli.plan_coding import coded
+
+        compute = coded(compute, method, d or 7850)
     timeline = None if picture is None else Timeline()
     settings = {
         "workers": N,
@@ -222,9 +229,11 @@ def show(result: dict[str, Any], line: Link) -> None:
     )
     typer.echo(f"links: {line.say()}, to each worker")
     busiest = max(result["sent_by_the_busiest_and_round"], result["heard_by_the_busiest_and_round"])
+    computes = f"{result['utilisation']:.1%}"
+    computes += ", coding in it" if "own" in result["compute"] else ""
     typer.echo(
         f"a round: {units.say_seconds(result['seconds_per_round'])}, of which machines compute "
-        f"{result['utilisation']:.1%}; a worker sends {size(result['sent_per_worker_and_round'])}, "
+        f"{computes}; a worker sends {size(result['sent_per_worker_and_round'])}, "
         f"the busiest sends or hears {size(busiest)}"
     )
     if result["frames_lost"]:
