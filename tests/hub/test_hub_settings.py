@@ -102,6 +102,8 @@ def test_a_model_comes_from_a_checkpoint_or_a_function(tmp_path: Path, monkeypat
 def test_prometheus_text_counts_staleness_cumulatively() -> None:
     from hub_cases import Worker, core
 
+    from thinwire.hub.state import BUCKETS
+
     hub = core(tw.Hub(downlink=tw.Exact()))
     a, b = Worker(hub, "a"), Worker(hub, "b")
     for _ in range(3):
@@ -113,6 +115,8 @@ def test_prometheus_text_counts_staleness_cumulatively() -> None:
     assert 'thinwire_hub_staleness_bucket{le="0"} 3' in lines
     assert 'thinwire_hub_staleness_bucket{le="3"} 4' in lines
     assert 'thinwire_hub_staleness_bucket{le="+Inf"} 4' in lines
+    # What is staler than the last bound is under none.
+    assert sum("staleness_bucket" in line for line in lines) == BUCKETS
     assert "thinwire_hub_staleness_sum 3" in lines
     assert 'thinwire_hub_worker_up_bytes_total{worker="a"} 10' in lines
     assert 'thinwire_hub_worker_down_bytes_total{worker="a"} 20' in lines

@@ -151,7 +151,8 @@ def prometheus(status: dict[str, Any]) -> str:
         cumulative.append((f'{{le="{(1 << number) - 1}"}}', total))
     lines.append("# HELP thinwire_hub_staleness Updates applied since an update's model.")
     lines.append("# TYPE thinwire_hub_staleness histogram")
-    lines.extend(f"thinwire_hub_staleness_bucket{labels} {n}" for labels, n in cumulative)
+    # The last one holds all that is staler, too.
+    lines.extend(f"thinwire_hub_staleness_bucket{labels} {n}" for labels, n in cumulative[:-1])
     lines.append(f'thinwire_hub_staleness_bucket{{le="+Inf"}} {total}')
     lines.append(f"thinwire_hub_staleness_sum {status['staleness_sum']}")
     lines.append(f"thinwire_hub_staleness_count {total}")
