@@ -35,6 +35,15 @@ def test_a_faster_downlink_takes_the_frames_of_several_at_once(jobs):
 
 
 @pytest.mark.network
+def test_what_all_say_to_all_in_one_turn_shares_each_line_once(jobs):
+    """Of three frames that end together, none has begun when the first would have ended."""
+    link, n, N = "5mbit,10ms", 100_000, 4
+    said = messages(N, jobs("all_to_all"), link=link, bytes=n, rounds=3)
+    wanted = (N - 1) * Link.parse(link).seconds(n) + 0.01
+    assert wanted - 1e-3 <= min(m["seconds"] for m in said) <= 1.3 * wanted
+
+
+@pytest.mark.network
 def test_a_reduce_takes_as_long_as_a_ring(jobs):
     said = messages(3, jobs("sums"), link="20mbit,10ms", d=100_000)
     wanted = Link.parse("20mbit,10ms").all_reduce(400_000, 3)

@@ -157,10 +157,12 @@ def test_only_the_methods_that_lack_a_prediction_are_measured(load, tmp_path, mo
     def in_lab(arguments, rate, burst):
         methods = arguments[arguments.index("--methods") + 1 :]
         asked.append(methods)
-        return [{"method": method, "rate": rate} for method in methods]
+        return [{"method": method, "rate": rate, "coding": [0, 0]} for method in methods]
 
     said = Namespace(runs=tmp_path, params=1000, rounds=1, seconds=0.0, methods=["ring"])
     monkeypatch.setattr(predict, "in_lab", in_lab)
+    # Of an older form, which is measured again.
+    (tmp_path / "predict-1000-1gbit.json").write_text('[{"method": "ring"}]')
     predict.measured(said, "1gbit")
     said.methods = ["gossip", "ring", "server"]
     for _ in range(2):

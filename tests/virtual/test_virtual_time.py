@@ -183,6 +183,17 @@ def cluster(preset, N, seed=0):
     return workers, closures
 
 
+@pytest.mark.parametrize("preset", [tw.qprsgd_ring(H=4), tw.qprsgd_gossip(H=4), tw.vanilla()])
+def test_sizes_keep_the_time_of_training_on_shared_cores_too(preset) -> None:
+    N, rounds, compute = 4, 3, Compute(0.01, spread=0.3, own=0.003, hear=1e-6, cores=3)
+    preset = {**preset, "compressor": EIGHT}
+    workers, closures = cluster(preset, N)
+    links, sizes = [Link(1e7, 0.01)] * N, Sizes(EIGHT, workers[0].spans)
+    real = run_training(workers, closures, links, rounds, compute)
+    sized = run_sizes(Method(preset["exchange"], sizes, preset["H"]), links, rounds, compute)
+    assert (sized.now, sized.sent, sized.busy) == (real.now, real.sent, real.busy)
+
+
 TRAINED = [
     tw.qsparse_local_sgd(H=2), tw.vanilla(delegate=True), tw.qprsgd_ring(H=2),
     tw.qprsgd_gossip(H=1, topology=tw.Exponential()), tw.choco_sgd(), tw.deep_squeeze(),

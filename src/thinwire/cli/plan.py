@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,24 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thinwire import units
-from thinwire.cli.output import bars, document, size, write_json
+from thinwire.cli.output import bars, document, write_json
 from thinwire.errors import ConfigError
 from thinwire.files import check_writable
 from thinwire.link import Link
 
 if TYPE_CHECKING:
     from thinwire.plan import Cost, Job
-
-CAPTION = """\
-sends: bytes of frames that the busiest worker sends or hears a round, the more.
-talk: seconds of a round's frames over this link, headers of Ethernet, IP and
-TCP in; of all-reduce, a ring's, not overlapped with the backward pass. code:
-seconds of coding a round, {coding}.
-round: seconds of a round of the method's usual H, its steps, talk and code;
-busy: the part of them that machines compute.
-H for {asked}: the fewest local steps a round with which they are busy so long;
-never: the method takes one step a round, with which they are not.
-memory: what the busiest worker needs beside the model while a round runs."""
 
 
 def plan(
@@ -52,11 +41,16 @@ def plan(
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="With --measure: time this as a local step."),
     ] = None,
-    coding: Annotated[bool, typer.Option(help="Measure coding, on this machine.")] = True,
+    coding: Annotated[
+        bool, typer.Option(help="Measure coding: here, or with --measure in the job.")
+    ] = True,
     cores: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Of the one machine on which all workers run; by default each has its own."
+            min=1,
+            max=65536,
+            help="Of the one machine on which all workers run, if they do; --step-time is then "
+            "that of a step while all take theirs.",
         ),
     ] = None,
     json: Annotated[
@@ -68,12 +62,14 @@ def plan(
     With --measure run it on the real machines, as one process each: torchrun
     --nnodes 4 ... -m thinwire.cli plan --measure --params 1.1e9 ...; it then
     measures the lines between the first machine and each other, the step if
-    --step-from names one, and plans for the slowest.
+    --step-from names one, and coding in rounds of the job. It plans for the
+    slowest line and the slowest step.
     """
     check_writable(json)
     if cores is not None and not coding:
         raise ConfigError(
-            f"--cores {cores} says where coding is done, which --no-coding leaves out"
+            f"--cores {cores} has workers wait for each other's coding, which --no-coding leaves "
+            "out; leave out one of the two"
         )
     d = units.count(params)
     asked = units.share(utilisation)
@@ -81,9 +77,7 @@ def plan(
     if measure:
         said = {"--workers": workers, "--bandwidth": bandwidth, "--latency": latency}
         check_measured(said, step_time, step_from)
-        from thinwire.cli.plan_measure import measured
-
-        found = measured(d, asked, step, step_from, coding)
+        found = measured_job(d, asked, step, step_from, coding)
         if found is None:
             return  # another rank prints
         job = replace(found, cores=cores)
@@ -96,6 +90,7 @@ def plan(
                 drawn.add("coding", 0)
                 job = replace(job, coding=measured_coding(), cores=cores)
                 drawn.finish("coding", "measured on this machine")
+    from thinwire.cli.plan_table import code, show
     from thinwire.plan import advice, cost, options
 
     listed = options()
@@ -107,13 +102,29 @@ def plan(
             drawn.advance("rounds in virtual time", option.name)
     best, H, reason = advice(job, costs)
     if json is not None:
-        results = [record(c, job) for c in costs]
+        results = [{**record(c, job), "code": code(c, c.H)} for c in costs]
         chosen = {"method": best.option.name, "H": H, "reason": reason, "code": code(best, H)}
         write_json(json, {**document("plan", None, results), "job": facts(job), "take": chosen})
     how = "left out"
     if coding:
         how = "measured in rounds of this job" if measure else "measured on this machine, alone"
     show(job, costs, best, H, reason, how)
+
+
+def measured_job(
+    d: int, asked: float, step: float | None, step_from: str | None, coding: bool
+) -> Job | None:
+    """Returns this job as it is measured, on rank 0, which shows progress; elsewhere None."""
+    from thinwire.cli.plan_measure import measured
+    from thinwire.plan import options
+
+    if not coding:
+        return measured(d, asked, step, step_from, None)
+    if os.environ.get("RANK", "0") != "0":
+        return measured(d, asked, step, step_from, lambda _: None)
+    with bars() as drawn:
+        drawn.add("coding", len(options()))
+        return measured(d, asked, step, step_from, lambda name: drawn.advance("coding", name))
 
 
 def check_measured(
@@ -206,87 +217,4 @@ def record(cost: Cost, job: Job) -> dict[str, Any]:
         "kept_bytes": cost.kept,
         "peak_bytes": cost.peak,
         "quality": cost.option.quality,
-        "code": code(cost, cost.H),
     }
-
-
-def code(cost: Cost, H: int) -> str:
-    """Returns the line that makes the method."""
-    line = cost.option.code.format(H=H)
-    inner = line if line.startswith("H=") else f"**{line}"
-    return f"optimizer = tw.LocalSGD(model, optimizer, {inner})"
-
-
-def show(job: Job, costs: list[Cost], best: Cost, H: int, reason: str, coding: str) -> None:
-    """Prints the table, what its columns are, what is known of quality, and the recommendation.
-
-    Args:
-        job: what is planned for.
-        costs: of each method.
-        best: the one to take.
-        H: its local steps.
-        reason: why.
-        coding: how that was measured.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    asked = f"{job.utilisation:.0%}"
-    drawn = Table(
-        title=f"{job.params:,} parameters, {job.workers} workers, a step of "
-        f"{units.say_seconds(job.step)};\n{job.link.say()}",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
-    drawn.add_column("\nmethod", no_wrap=True)
-    seconds, needed = ("talk\ns", "code\ns", "\nH", "round\ns"), f"H for\n{asked}"
-    for name in ("\nsends", *seconds, "\nbusy", needed, "\nmemory"):
-        drawn.add_column(name, justify="right", no_wrap=True)
-    for c in costs:
-        drawn.add_row(
-            c.option.name,
-            size(max(c.sent, c.heard)),
-            figures(c.talk),
-            figures(c.code) if job.coding else "-",
-            f"{c.H}",
-            figures(c.seconds(c.H, job.step)),
-            busy(c.utilisation(c.H, job.step)),
-            f"{c.H_needed}" if c.possible else "never",
-            size(c.kept + c.peak),
-        )
-    console.print(drawn)
-    if job.cores is not None:
-        coding += f", {job.cores} cores for all workers"
-    console.print(CAPTION.format(asked=asked, coding=coding), style="dim")
-    console.print("\nWhat is known of quality:", style="dim")
-    for c in costs:
-        console.print(
-            textwrap.fill(f"{c.option.name}: {c.option.quality}", 78, subsequent_indent="  "),
-            style="dim",
-        )
-    console.print(f"\n{textwrap.fill(f'Take {best.option.name}, H = {H}: {reason}.', 78)}")
-    console.print(f"\n    {code(best, H)}\n", markup=False, soft_wrap=True)
-
-
-def figures(t: float) -> str:
-    """Returns seconds to three figures and four decimals at most, never as a power of ten.
-
-    Example:
-        >>> figures(346.2), figures(29.23), figures(0.00412)
-        ('346', '29.2', '0.0041')
-    """
-    if t >= 100:
-        return f"{t:,.0f}"
-    return f"{t:.3g}" if t >= 0.1 else f"{t:.4f}"
-
-
-def busy(share: float) -> str:
-    """Returns a utilisation with as many figures as it has.
-
-    Example:
-        >>> busy(0.934), busy(0.0123), busy(0.00071)
-        ('93.4%', '1.2%', '0.071%')
-    """
-    return f"{share:.1%}" if share >= 0.1 else f"{100 * share:.2g}%"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from thinwire.flat import Spans
 from thinwire.keys import Key
 from thinwire.link import Link
-from thinwire.plan import Coding, options
+from thinwire.plan import Coding, Job, Option, cost, options
 from thinwire.presets import Preset
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
@@ -27,9 +26,9 @@ from thinwire.wire.body import Reader, pack, unpack
 
 ENTRIES = 1 << 20
 """Of the vector that coding is measured on."""
-FEWEST = 1 << 16
-LONG = 0.5
-"""Seconds that codes of 8 bits an entry take over the link at most, for so many entries or more."""
+FEWEST = 1 << 14
+LONG = 1.0
+"""Seconds that a round of a job may talk where coding is measured, if more than `FEWEST` do so."""
 ROUNDS = 4
 """Of a job, of which the first loads kernels."""
 
@@ -120,14 +119,18 @@ class Work:
         return [statistics.median(turn) for turn in zip(*rounds, strict=True)]
 
 
-def coding_in_job(preset: Preset, link: Link) -> Coding:
+def coding_in_job(option: Option, d: int, link: Link) -> Coding:
     """Returns what coding costs in rounds of this job, alike on all ranks.
 
     Args:
-        preset: the method.
-        link: between the ranks; over a slow one the vector is smaller than 2^20 entries.
+        option: the method.
+        d: parameters of the model that is planned for; no more than 2^20 are coded here, and over a
+            slow link fewer.
+        link: between the ranks.
     """
-    n = int(min(ENTRIES, max(FEWEST, (link.bandwidth or math.inf) / 8 * LONG)))
+    n, N, preset = min(d, ENTRIES), dist.get_world_size(), option.preset
+    while n > FEWEST and cost(option, Job(n, 1.0, N, link)).talk > LONG:
+        n //= 2
     weight = torch.nn.Parameter(normal(n, Key(0)))
     inner = torch.optim.SGD([weight], lr=0.1)
     optimizer = LocalSGD([("w", weight)], inner, **preset)
@@ -146,7 +149,8 @@ def coding_in_job(preset: Preset, link: Link) -> Coding:
 def agreed_coding(medians: list[float], heard: float, sizes: Sizes) -> Coding:
     """Returns what coding costs, alike on all ranks of a job.
 
-    What precedes the first answer is the rank's own; what follows goes with the bytes heard.
+    What precedes the first answer is the rank's own, the slowest's; what follows goes with the
+    bytes heard, all ranks' together, for a master hears others than its workers.
 
     Args:
         medians: this rank's, as `Work` has them.

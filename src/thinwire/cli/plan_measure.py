@@ -32,7 +32,11 @@ MOST_BYTES = 64_000_000
 
 
 def measured(
-    d: int, asked: float, step: float | None, step_from: str | None, coding: bool
+    d: int,
+    asked: float,
+    step: float | None,
+    step_from: str | None,
+    tell: Callable[[str], None] | None,
 ) -> Job | None:
     """Returns this job with the link measured between its processes, on rank 0; elsewhere None.
 
@@ -41,7 +45,7 @@ def measured(
         asked: utilisation.
         step: seconds of a local step, where it is known.
         step_from: "package.module:function" that takes one, where it is to be timed.
-        coding: whether to measure that, too.
+        tell: is told of each method when its coding is measured; None to leave that out.
 
     Raises:
         ConfigError: this is no process of a torchrun job of two or more, or no step is named, or
@@ -60,10 +64,14 @@ def measured(
         slowest = torch.tensor([took or 0.0], dtype=torch.float64)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         link = measured_link()
-        each = {o.name: coding_in_job(o.preset, link) for o in options()} if coding else {}
+        coding = {}
+        if tell is not None:
+            for option in options():
+                coding[option.name] = coding_in_job(option, d, link)
+                tell(option.name)
         if dist.get_rank():
             return None
-        return Job(d, float(slowest), dist.get_world_size(), link, asked, coding=each)
+        return Job(d, float(slowest), dist.get_world_size(), link, asked, coding=coding)
     finally:
         dist.barrier()
         dist.destroy_process_group()

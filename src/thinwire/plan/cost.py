@@ -80,6 +80,12 @@ class Job:
                 f"a plan is for 2 to {MOST_WORKERS} workers, not {self.workers}; for more, "
                 "`thinwire simulate` runs one method"
             )
+        if self.cores is not None and self.cores < self.workers and self.workers % self.cores:
+            able = max(n for n in range(1, self.cores) if self.workers % n == 0)
+            raise ConfigError(
+                f"{self.workers} workers do not share {self.cores} cores evenly, which a plan "
+                f"takes them to do; write --cores {able}"
+            )
         if not self.step > 0:
             raise ConfigError(f"a step of {self.step} s is no step; write --step-time 0.8s")
         if not 0 < self.utilisation < 1:
@@ -185,14 +191,15 @@ def _settled(
 ) -> tuple[float, list[int], list[int]]:
     """Returns seconds of a round of those that follow, and what each rank sends and hears in it.
 
-    Who was answered first goes on first, and the first round may measure something.
+    The first round may measure something, and workers that share cores drift apart for a while.
     """
-    first, both = (run_sizes(method, links, rounds, compute) for rounds in (1, 2))
+    few, many = (1, 2) if compute.cores is None else (2, 10)
+    first, both = (run_sizes(method, links, rounds, compute) for rounds in (few, many))
     sent, heard = (
-        [b - a for a, b in zip(x, y, strict=True)]
+        [(b - a) // (many - few) for a, b in zip(x, y, strict=True)]
         for x, y in ((first.sent, both.sent), (first.received, both.received))
     )
-    return both.now - first.now, sent, heard
+    return (both.now - first.now) / (many - few), sent, heard
 
 
 def memory(preset: Preset, d: int, N: int, heard: int) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """A thin wire to feel on one machine: real frames, held until a modelled link would bring them.
 
-The frames go over the process group at once, each with the time at which its last bit would
-arrive; the receiver waits for that. So a round costs what the link says, or what the machine
-takes where that is longer.
+The frames go over the process group at once, each with the times at which its first and last bits
+would arrive; the receiver waits for the last. So a round costs what the link says, or what the
+machine takes where that is longer.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from thinwire.link import FINE, Link, Port
 from thinwire.transport.base import Post, Take, Turn
 from thinwire.transport.distributed import DistributedTransport
 
-_STAMP = struct.Struct("<dI")
+_STAMP = struct.Struct("<ddI")
 STAMP = _STAMP.size
-"""Bytes put before each frame on the way: when its last bit arrives, and by whose clock."""
+"""Bytes put before each frame on the way: when its first and last bits arrive, by whose clock."""
 LOST = math.nan
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -103,14 +103,14 @@ class PacedTransport:
         frames: list[Bytes] = []
         due = []
         for take, frame in zip(takes, self._stamped.turn(Turn(posts, takes, coming)), strict=True):
-            last, clock = _STAMP.unpack_from(frame)
+            first, last, clock = _STAMP.unpack_from(frame)
             if clock != self._clock:
                 raise ConfigError(
                     f"Paced(link): ranks {self.rank} and {take.source} run on different machines, "
                     "whose clocks differ; run all on one, or use the real link without Paced"
                 )
             frames.append(b"" if math.isnan(last) else frame[STAMP:])
-            due.append((last, len(frame) - STAMP))
+            due.append((first, last, len(frame) - STAMP))
         others = [d for t, d in zip(takes, due, strict=True) if t.source != self.rank]
         self._wait(self._heard(others))
         return frames
@@ -136,26 +136,27 @@ class PacedTransport:
                 self._posted += 1
                 seconds.append(self.link.seconds(n) * (1 + luck.again))
             lucks.append(luck)
-        ends = iter(self._up.share(now, seconds)[1])
+        began, ends = self._up.share(now, seconds)
+        left = iter(ends)
         stamped = []
         for post, luck in zip(posts, lucks, strict=True):
-            last = now
+            first = last = now
             if post.to != self.rank:
+                end = next(left)
                 # What one worker says to another stays in order, as TCP keeps it.
-                due = next(ends) + self.link.latency + luck.late
+                due = end + self.link.latency + luck.late
                 last = self._last[post.to] = max(due, self._last.get(post.to, 0.0))
-                last = LOST if luck.lost else last
-            frame = _STAMP.pack(last, self._clock) + post.frame
+                first, last = last - (end - began), LOST if luck.lost else last
+            frame = _STAMP.pack(first, last, self._clock) + post.frame
             stamped.append(Post(post.to, frame, post.bound + STAMP))
         return tuple(stamped)
 
-    def _heard(self, due: list[tuple[float, int]]) -> float:
+    def _heard(self, due: list[tuple[float, float, int]]) -> float:
         """Returns when the last of these frames has passed the downlink, first come first."""
         ends = [0.0]
-        for last, n in sorted(d for d in due if not math.isnan(d[0])):
-            first = last - self.link.seconds(n)
+        for first, last, n in sorted(d for d in due if not math.isnan(d[1])):
             ends.append(max(last, self._down.serve(first, self.link.seconds(n, downwards=True))))
-        if any(math.isnan(last) for last, _ in due):
+        if any(math.isnan(last) for _, last, _ in due):
             ends.append(time.monotonic() + self.link.patience)
         return max(ends)
 

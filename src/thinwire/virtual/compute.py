@@ -80,8 +80,10 @@ class Compute(Value):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("step", "away_for", "own", "hear"):
+        for name in ("step", "away_for"):
             in_range(self, name, getattr(self, name), 0.0, 1e6)
+        for name in ("own", "hear"):
+            in_range(self, name, getattr(self, name), 0.0, 1e9)
         in_range(self, "spread", self.spread, 0.0, 3.0)
         in_range(self, "straggle", self.straggle, 0.0, 1.0)
         in_range(self, "straggle_by", self.straggle_by, 1.0, 1e4)

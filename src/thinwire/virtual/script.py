@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,7 @@ def repeats(exchange: Exchange, N: int, round: int) -> Hashable:
     return measures
 
 
+@lru_cache(maxsize=2)
 def script_of(exchange: Exchange, sizes: Sizes, N: int, round: int, seed: int) -> Script | None:
     """Returns what all N workers say in that round; None where a frame outlives the round.
 
