@@ -64,6 +64,11 @@ def test_workers_that_share_cores_wait_for_each_others_coding() -> None:
     assert shared == pytest.approx(4 * own)
 
 
+def test_no_cores_are_no_machine() -> None:
+    with pytest.raises(tw.ConfigError, match="cores is 0; it must be a whole number in"):
+        replace(JOB, cores=0)
+
+
 @pytest.mark.parametrize("cores", [1, 2, 4, 8])
 @pytest.mark.parametrize("rate", [1e6, 1e8, 1e10])
 def test_on_shared_cores_nothing_takes_less_than_no_time(cores, rate) -> None:

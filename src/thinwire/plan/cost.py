@@ -22,6 +22,7 @@ from thinwire.link import Link
 from thinwire.outer import Average
 from thinwire.plan.options import Option, options
 from thinwire.presets import Preset
+from thinwire.value import whole
 from thinwire.virtual import Compute, Method, Sizes, run_sizes
 
 MOST_WORKERS = 1024
@@ -80,6 +81,8 @@ class Job:
                 f"a plan is for 2 to {MOST_WORKERS} workers, not {self.workers}; for more, "
                 "`thinwire simulate` runs one method"
             )
+        if self.cores is not None:
+            whole(self, "cores", self.cores, 1, 1 << 16)
         if self.cores is not None and self.cores < self.workers and self.workers % self.cores:
             able = max(n for n in range(1, self.cores) if self.workers % n == 0)
             raise ConfigError(
