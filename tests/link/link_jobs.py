@@ -36,19 +36,6 @@ def everybody_to_rank_0(rank, N, args, say):
         wire.flush()
 
 
-def all_to_all(rank, N, args, say):
-    """Each posts one frame to each other in one turn, and says how long its round took."""
-    n, wire = args["bytes"], paced(args["link"])
-    others = [r for r in range(N) if r != rank]
-    for _ in range(args["rounds"]):
-        dist.barrier()
-        began = time.monotonic()
-        posts = tuple(Post(r, frame(rank, n), n) for r in others)
-        wire.turn(Turn(posts, tuple(Take(r, n) for r in others)))
-        say("took", seconds=time.monotonic() - began)
-        wire.flush()
-
-
 def sums(rank, N, args, say):
     wire, vector = paced(args["link"]), torch.full((args["d"],), float(rank))
     began = time.monotonic()
