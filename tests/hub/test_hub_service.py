@@ -315,9 +315,10 @@ def test_limits_on_rate_workers_and_silence_hold(tmp_path: Path, log) -> None:
         # Its beats end with its stream: then it is lost, and another may come.
         optimizer.transport.close()
         until = time.monotonic() + 10
-        while hub.server.core.live and time.monotonic() < until:
+        while not any("was silent" in line for line in log) and time.monotonic() < until:
             time.sleep(0.05)
         assert any("was silent" in line for line in log)
+        assert not hub.server.core.live
         other, model = join(hub, worker="b")
         time.sleep(1.0)  # Beats keep it.
         assert hub.server.core.live == 1
