@@ -83,12 +83,13 @@ def plan(
         job = replace(found, cores=cores)
     else:
         job = given(d, asked, step, workers, bandwidth, latency, step_from)
+        job = replace(job, cores=cores)
         if coding:
             from thinwire.cli.plan_coding import measured_coding
 
             with bars() as drawn:
                 drawn.add("coding", 0)
-                job = replace(job, coding=measured_coding(), cores=cores)
+                job = replace(job, coding=measured_coding())
                 drawn.finish("coding", "measured on this machine")
     from thinwire.cli.plan_table import code, show
     from thinwire.plan import advice, cost, options

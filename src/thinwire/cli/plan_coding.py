@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +19,7 @@ from thinwire.presets import Preset
 from thinwire.seat import Seat
 from thinwire.shell import LocalSGD
 from thinwire.simulate import LockStep
-from thinwire.virtual import Compute, Sizes
+from thinwire.virtual import Sizes
 from thinwire.virtual.sizes import normal
 from thinwire.wire.body import Reader, pack, unpack
 
@@ -66,18 +65,6 @@ def coding_of(preset: Preset) -> Coding:
 
     own, heard = (min(took(action, 6)[1:]) / ENTRIES for action in (sync, hear))
     return Coding(own, heard)
-
-
-def coded(compute: Compute, preset: Preset, d: int) -> Compute:
-    """Returns the same workers with the seconds that coding takes on this machine.
-
-    Args:
-        compute: what they took without.
-        preset: the method.
-        d: entries.
-    """
-    one, whole = coding_of(preset), Sizes(preset["compressor"], d).whole
-    return replace(compute, own=one.own * d, hear=one.hear * d / whole)
 
 
 class Work:

@@ -108,9 +108,10 @@ def simulate(
         seed=seed,
     )
     if coding:
-        from thinwire.cli.plan_coding import coded
+        from thinwire.cli.plan_coding import coding_of
+        from thinwire.virtual import Sizes
 
-        compute = coded(compute, method, d or 7850)
+        compute = coding_of(method).on(compute, Sizes(method["compressor"], d or 7850))
     timeline = None if picture is None else Timeline()
     settings = {
         "workers": N,

@@ -47,6 +47,10 @@ class Coding:
     own: float = 0.0
     hear: float = 0.0
 
+    def on(self, compute: Compute, sizes: Sizes) -> Compute:
+        """Returns the same workers with the seconds that this takes of a model of these sizes."""
+        return replace(compute, own=self.own * sizes.d, hear=self.hear * sizes.d / sizes.whole)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -105,8 +109,7 @@ class Cost:
         option: which.
         sent: bytes that the busiest worker sends a round.
         heard: bytes that the busiest worker hears a round.
-        talk: seconds that frames add to a round where rounds follow each other freely: who is
-            answered first goes on first.
+        talk: seconds that frames add to a round, of those that follow each other.
         code: seconds that coding adds to a round.
         H: local steps of a round, as the method has it.
         H_needed: the fewest with which the utilisation asked for is reached, were H free; see
@@ -179,9 +182,7 @@ def cost(option: Option, job: Job) -> Cost:
     if isinstance(preset["exchange"], AllReduce):
         sent = heard = [2 * (N - 1) * 4 * job.params // N] * N
     if option.name in job.coding:
-        coding = job.coding[option.name]
-        own, hear = coding.own * job.params, coding.hear * job.params / sizes.whole
-        coded = replace(silent, own=own, hear=hear)
+        coded = job.coding[option.name].on(silent, sizes)
         code = _settled(method, links, coded)[0] - seconds
     asked = job.utilisation / (1 - job.utilisation)
     needed = max(1, math.ceil(asked * (talk + code) / job.step - 1e-9))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a run of sizes came to; see `VirtualTime`.
+    """What a run came to; see `VirtualTime`.
 
     Args:
         now: virtual seconds.
