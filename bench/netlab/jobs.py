@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from thinwire.cli.signals import held
 from thinwire.errors import ThinwireError
 
 GRACE = 1.0
@@ -75,6 +76,18 @@ def wait(running: Sequence[subprocess.Popen[bytes]], limit: float | None = None)
         if left and time.monotonic() > until:
             raise JobFailed(f"the job was given up after {limit:.0f} s")
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Yields a list for the processes of a job, and ends all that is in it, whatever comes."""
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        yield running
+    finally:
+        with held():
+            for process in running:
+                end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

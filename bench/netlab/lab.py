@@ -161,17 +161,15 @@ class Lab:
         """
         with tempfile.TemporaryDirectory(prefix="netlab-") as folder:
             before = [self.counters(name) for name in self.names]
-            running: list[subprocess.Popen[bytes]] = []
             try:
-                for host in range(self.hosts):
-                    started = self._start(host, command, environment, folder, torchrun, log)
-                    running.append(started)
-                jobs.wait(running, limit)
+                with jobs.together() as running:
+                    for host in range(self.hosts):
+                        started = self._start(host, command, environment, folder, torchrun, log)
+                        running.append(started)
+                    jobs.wait(running, limit)
             finally:
+                # torchrun's workers have sessions of their own.
                 with held():
-                    for process in running:
-                        jobs.end(process)
-                    # torchrun's workers have sessions of their own.
                     for name in self.names:
                         clear(name)
             after = [self.counters(name) for name in self.names]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +22,7 @@ from rounds import ALL_REDUCE
 
 from thinwire import units
 from thinwire.cli.output import write_atomically
-from thinwire.cli.signals import ended, held
+from thinwire.cli.signals import ended
 
 HOSTS = 4
 RATE = "100mbit"
@@ -55,16 +54,11 @@ def on_loopback(arguments: list[str]) -> Results:
     with tempfile.TemporaryDirectory(prefix="rounds-") as folder:
         out, port = Path(folder) / "out.json", _free_port()
         command = [sys.executable, str(ROUNDS), *arguments, "--out", str(out)]
-        running: list[subprocess.Popen[bytes]] = []
-        try:
+        with jobs.together() as running:
             for rank in range(HOSTS):
                 given = jobs.variables(rank, HOSTS, "127.0.0.1", port)
                 running.append(jobs.start(command, {**given, "GLOO_SOCKET_IFNAME": "lo"}))
             jobs.wait(running)
-        finally:
-            with held():
-                for process in running:
-                    jobs.end(process)
         found: Results = json.loads(out.read_text())
         return found
 
