@@ -70,22 +70,24 @@ def bodies_cases(draw: random.Random) -> None:
     ends = torch.tensor([len(b) for b in bodies]).cumsum(0)
     cut = counts, starts, starts, index_bytes_bound(counts, starts)
     shape = BodyShape(*cut, 1, width, 1, torch.tensor([0, n]))
-    fine, many, _, packed = cpu.read_bodies(torch.cat(bodies), ends, shape)
-    assert fine[0]
-    assert torch.equal(many[0].long(), index)
-    rows = fine.nonzero().view(-1)
-    low = torch.ones(len(bodies), 1).double()
-    values, _ = cpu.decode_bodies(packed, shape, low, low)
-    x, touched = torch.zeros(int(starts[1])), torch.zeros(int(starts[1]), dtype=torch.int64)
-    many[~fine] = 0
-    given = many, values, rows, torch.ones(len(rows)), None, 0
-    cpu.subtract_bodies(x, *given[:4], touched, 0)
-    marked = Marked.over(x, starts)
-    for _ in range(3):
+    low, x = torch.ones(1, 1).double(), torch.zeros(int(starts[1]))
+    marked, touched = Marked.over(x, starts), torch.zeros(len(x), dtype=torch.int64)
+    for n, one in enumerate(bodies):
+        given = one, torch.tensor([len(one)]), shape
+        cpu.read_scales(*given)
+        steps = *given, low, low, torch.ones(1), 1e30
+        done = [
+            cpu.subtract_bodies(x, *steps, None, 0),
+            cpu.subtract_bodies(x, *steps, touched, 0),
+            cpu.subtract_bodies(marked, *steps, None, 0),
+        ]
+        assert n or all(len(sizes) == 1 for sizes in done)
         few = torch.tensor([draw.choice([1, int(starts[1]) // 100])])
         places, kept = cpu.pick_marked(marked, starts, few)
         x[places] -= kept
-        cpu.subtract_bodies(marked, *given)
+    long = low.repeat(len(bodies), 1)
+    cpu.subtract_bodies(x, torch.cat(bodies), ends, shape, long, long, long.view(-1).float(), 1e30,
+                        None, 0)  # fmt: skip
 
 
 def neighbours(data: torch.Tensor, draw: random.Random) -> list[torch.Tensor]:
@@ -114,9 +116,8 @@ def main() -> None:
         cpu_entropy_decode._decode,
         cpu_entropy_decode._read_table,
         cpu_index_decode.read_index,
-        cpu_bodies._read_bodies,
+        cpu_bodies._read_scales,
         cpu_bodies._subtract_bodies,
-        cpu_bodies._subtract_marked,
         cpu_marked._look,
         cpu_marked._renew,
     ):

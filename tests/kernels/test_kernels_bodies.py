@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from kernel_cases import same
 
 import thinwire as tw
-from thinwire import host
 from thinwire.compress import Codes, Compressor
 from thinwire.flat import Spans
-from thinwire.kernels import BodyShape, cpu, packed_bytes, reference
-from thinwire.wire.body import pack
+from thinwire.kernels import BodyShape, Marked, cpu, reference
+from thinwire.wire.body import Reader, pack, unpack
 
 SPANS = Spans(("w", "b", "none"), ((40, 30), (9,), (0,)))
 OPERATORS: list[Compressor] = [
@@ -53,71 +52,106 @@ def altered(body: bytes, place: int, how: int) -> bytes:
     return body[:at] + bytes([body[at] ^ 1 << how - 2]) + body[at + 1 :]
 
 
+def read(C: Compressor, bodies: list[bytes]) -> tuple[torch.Tensor, ...]:
+    """Returns data, ends, shape, lows and steps, as a hub finds them."""
+    (data, ends), at, F = laid_out(bodies), C.layout(SPANS), len(bodies)
+    scales = cpu.read_scales(data, ends, shape_of(C))
+    same(scales, reference.read_scales(data, ends, shape_of(C)))
+    none = torch.empty(0, dtype=torch.uint8)
+    codes = Codes(none, 0, C.quantizer.width, scales.view(-1, C.quantizer.scales))
+    steps = C.quantizer.steps(codes, at)
+    assert steps is not None
+    return data, ends, shape_of(C), steps.lows.view(F, -1), steps.steps.view(F, -1)
+
+
+def both_step(given: tuple, divisors: torch.Tensor, room: float, how: str) -> list[float]:
+    """Steps by both tables from one x, and asks that they agree; returns the sizes."""
+    x, starts = torch.randn(SPANS.d, generator=torch.Generator().manual_seed(1)), given[2].starts
+    answers = []
+    for table in (cpu, reference):
+        marked = Marked.over(x.clone(), starts)
+        marked.limits.fill_(0.7)
+        touched = torch.zeros(SPANS.d, dtype=torch.int64) if how == "touched" else None
+        on = marked if how == "marked" else marked.x
+        sizes = table.subtract_bodies(on, *given, divisors, room, touched, 5)
+        answers.append((sizes, marked.x, marked.marks, touched))
+    for mine, defined in zip(*answers, strict=True):
+        assert mine is defined is None or same(mine, defined) is None
+    return answers[0][0].tolist()
+
+
 @pytest.mark.parametrize("C", OPERATORS, ids=repr)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_altered_bodies_are_told_from_good_ones(C: Compressor, data) -> None:
+def test_altered_bodies_end_what_is_taken(C: Compressor, data) -> None:
     bodies = bodies_of(C, 4)
     for f in range(4):
-        if data.draw(st.booleans()):
+        if data.draw(st.integers(0, 2)) == 0:
             places = st.integers(0, 10_000)
             bodies[f] = altered(bodies[f], data.draw(places), data.draw(st.integers(0, 9)))
-    given = *laid_out(bodies), shape_of(C)
-    mine, defined = cpu.read_bodies(*given), reference.read_bodies(*given)
-    fine = defined[0]
-    assert mine[0].tolist() == fine.tolist()
-    for ours, theirs in zip(mine[1:], defined[1:], strict=True):
-        assert torch.equal(ours[fine], theirs[fine])
+    how = data.draw(st.sampled_from(["plain", "marked", "touched"]))
+    both_step(read(C, bodies), torch.tensor([3.0, 7.1, 1.0, float("inf")]), float("inf"), how)
 
 
+@pytest.mark.parametrize("how", ["plain", "marked", "touched"])
 @pytest.mark.parametrize("C", OPERATORS, ids=repr)
-def test_bodies_step_as_one_after_the_other_would(C: Compressor) -> None:
-    bodies, at = bodies_of(C, 5), C.layout(SPANS)
-    fine, index, scales, packed = cpu.read_bodies(*laid_out(bodies), shape_of(C))
-    assert fine.all()
-    said = Codes(packed, at.kept, C.quantizer.width, scales.view(-1, C.quantizer.scales))
-    steps = C.quantizer.steps(said, at)
-    assert steps is not None
-    given = packed, shape_of(C), steps.lows.view(5, -1), steps.steps.view(5, -1)
-    mine, defined = cpu.decode_bodies(*given), reference.decode_bodies(*given)
-    same(mine[0], defined[0])
-    same(mine[1], defined[1])
-    rows, divisors = torch.tensor([3, 0, 0, 4]), torch.tensor([3.0, 7.1, 1.0, float("inf")])
-    for touched in (None, torch.zeros(SPANS.d, dtype=torch.int64)):
-        x = torch.randn(SPANS.d, generator=torch.Generator().manual_seed(1))
-        ours, theirs = x.clone(), x.clone()
-        marks = [None if touched is None else touched.clone() for _ in range(2)]
-        cpu.subtract_bodies(ours, index, mine[0], rows, divisors, marks[0], 5)
-        reference.subtract_bodies(theirs, index, mine[0], rows, divisors, marks[1], 5)
-        same(ours, theirs)
-        if touched is not None:
-            assert torch.equal(marks[0], marks[1])
+def test_bodies_step_as_one_after_the_other_would(C: Compressor, how: str) -> None:
+    bodies, divisors = bodies_of(C, 4), torch.tensor([3.0, 7.1, 1.0, float("inf")])
+    given = read(C, bodies)
+    sizes = both_step(given, divisors, float("inf"), how)
+    assert len(sizes) == 4
+    x = torch.randn(SPANS.d, generator=torch.Generator().manual_seed(1))
+    alone = x.clone()
+    cpu.subtract_bodies(x, *given, divisors, float("inf"), None, 0)
+    for n, body in enumerate(bodies):
+        payload = unpack(Reader(body, "body"), C, SPANS, tw.Key(1, n, 2))
+        step = C.values(payload) / float(divisors[n])
+        assert float(step.abs().max()) == sizes[n]
+        reference.accumulate(alone, payload.index, step, -1.0)
+    same(x, alone)
+
+
+def test_what_goes_too_far_ends_it() -> None:
+    C = OPERATORS[0]
+    given, one = read(C, bodies_of(C, 3)), torch.ones(3)
+    first, second, _ = both_step(given, one, float("inf"), "plain")
+    assert both_step(given, one, first + second, "marked") == [first, second]
+    assert both_step(given, one, 0.0, "marked") == []
 
 
 def test_what_does_not_fit_is_refused() -> None:
     C = OPERATORS[0]
-    data, ends = laid_out(bodies_of(C, 2))
-    x, index, values = host.zeros(9), torch.zeros(2, 3, dtype=torch.int32), torch.zeros(2, 3)
-    rows, divisors = torch.tensor([0]), torch.ones(1)
+    data, ends, *rest = read(C, bodies_of(C, 2))
+    x, one = torch.zeros(SPANS.d), torch.ones(2)
     for table in (cpu, reference):
         with pytest.raises(ValueError, match="ascend"):
-            table.read_bodies(data, ends - 1, shape_of(C))
-        with pytest.raises(IndexError):
-            table.subtract_bodies(x, index + 9, values, rows, divisors, None, 0)
-        with pytest.raises(IndexError):
-            table.subtract_bodies(x, index, values, rows + 2, divisors, None, 0)
-        with pytest.raises(ValueError, match="together"):
-            table.subtract_bodies(x, index, values[:, 1:], rows, divisors, None, 0)
+            table.read_scales(data, ends - 1, shape_of(C))
+        with pytest.raises(ValueError, match="ascend"):
+            table.subtract_bodies(x, data, ends - 1, *rest, one, 9.0, None, 0)
+        with pytest.raises(ValueError, match="contiguous"):
+            table.subtract_bodies(x[1:], data, ends, *rest, one, 9.0, None, 0)
+        with pytest.raises(ValueError, match="touched"):
+            table.subtract_bodies(x, data, ends, *rest, one, 9.0, x, 0)
+        with pytest.raises(ValueError, match="divisors"):
+            table.subtract_bodies(x, data, ends, *rest, one.double(), 9.0, None, 0)
+        with pytest.raises(ValueError, match="each of their blocks"):
+            table.subtract_bodies(x, data, ends, *rest, one[:1], 9.0, None, 0)
+        with pytest.raises(ValueError, match="one shape"):
+            table.subtract_bodies(x, data, ends, rest[0], x, rest[2], one, 9.0, None, 0)
+        marked = Marked.over(x, rest[0].starts)
+        with pytest.raises(ValueError, match="marked, or told"):
+            table.subtract_bodies(marked, data, ends, *rest, one, 9.0, x.long(), 0)
 
 
-def test_a_value_that_is_not_finite_is_seen() -> None:
-    packed, cut = torch.zeros(2, packed_bytes(3, 1), dtype=torch.uint8), torch.tensor([0, 3])
-    shape = BodyShape(cut[1:], cut, cut, 9, 1, 1, 1, cut)
-    lows = torch.tensor([[float("inf")], [-2.0]], dtype=torch.float64)
-    for table in (cpu, reference):
-        _, tops = table.decode_bodies(packed, shape, lows, lows * 0 + 1.0)
-        assert not tops[0].isfinite()
-        assert float(tops[1]) == 2.0
+def test_a_value_that_is_not_finite_ends_it() -> None:
+    C = OPERATORS[0]
+    data, ends, shape, lows, steps = read(C, bodies_of(C, 3))
+    for wrong in (float("inf"), float("nan")):
+        low = lows.clone()
+        low[1, 0] = wrong
+        assert len(both_step((data, ends, shape, low, steps), torch.ones(3), 1e30, "plain")) == 1
+    assert len(both_step((data, ends, shape, lows, steps), torch.tensor([1.0, 1.0, 0.0]), 1e30,
+                         "touched")) == 2  # fmt: skip
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))

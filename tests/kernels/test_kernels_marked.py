@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import same
 
-from thinwire.kernels import Marked, cpu, reference
+from thinwire.kernels import BodyShape, Marked, cpu, index_bytes_bound, reference
 
 CUTS = [[0, 5000], [0, 40, 40, 3000, 3064, 5000], [0, 1, 5000]]
 
@@ -22,14 +22,22 @@ def marks_hold(marked: Marked) -> None:
 
 
 def changed(marked: Marked, g: torch.Generator, many: int, scale: float, ties: bool) -> None:
-    rows = 1 + many % 3
-    index = torch.stack([torch.randperm(len(marked), generator=g)[:many] for _ in range(rows)])
-    values = torch.randn(rows, many, generator=g) * scale
-    values = values.sign() * scale if ties else values
-    given = index.sort(1).values.int(), values, torch.arange(rows), torch.full((rows,), 3.0)
+    rows, d = 1 + many % 3, len(marked)
+    starts, counts = torch.tensor([0, d]), torch.tensor([many])
+    bodies = []
+    for _ in range(rows):
+        index = torch.randperm(d, generator=g)[:many].sort().values
+        codes = torch.randint(0, 2 if ties else 256, (many,), generator=g)
+        bodies += [cpu.encode_index(index, counts, starts), cpu.pack(codes, 8)]
+    ends = torch.tensor([len(body) for body in bodies]).cumsum(0)[1::2]
+    bound = index_bytes_bound(counts, starts)
+    shape = BodyShape(counts, starts, starts, bound, 0, 8, 255, torch.tensor([0, many]))
+    low = torch.full((rows, 1), -scale).double()
+    given = torch.cat(bodies), ends, shape, low, -low * (2 if ties else 2 / 255)
     before = marked.x.clone()
-    cpu.subtract_bodies(marked, *given, None, 0)
-    reference.subtract_bodies(before, *given, None, 0)
+    for table, x in ((cpu, marked), (reference, before)):
+        sizes = table.subtract_bodies(x, *given, torch.full((rows,), 3.0), 1e30, None, 0)
+        assert len(sizes) == rows
     same(marked.x, before)
     marks_hold(marked)
 
@@ -77,9 +85,15 @@ def test_the_definition_keeps_marks_too() -> None:
     g, starts, counts = torch.Generator().manual_seed(2), torch.tensor([0, 5000]), torch.tensor([9])
     marked = Marked.over(torch.randn(5000, generator=g), starts)
     cpu.pick_marked(marked, starts, counts)
-    index = torch.arange(0, 5000, 7, dtype=torch.int32)[None]
-    values = 5 * torch.randn(index.shape, generator=g)
-    reference.subtract_bodies(marked, index, values, torch.tensor([0]), torch.ones(1), None, 0)
+    index = torch.arange(0, 5000, 7)
+    many = torch.tensor([len(index)])
+    bound = index_bytes_bound(many, starts)
+    shape = BodyShape(many, starts, starts, bound, 0, 8, 255, torch.tensor([0, len(index)]))
+    codes = torch.randint(0, 256, (len(index),), generator=g)
+    body = torch.cat([cpu.encode_index(index, many, starts), cpu.pack(codes, 8)])
+    low = torch.tensor([[-5.0]]).double()
+    given = body, torch.tensor([len(body)]), shape, low, low / -25, torch.ones(1)
+    assert len(reference.subtract_bodies(marked, *given, 1e30, None, 0)) == 1
     marks_hold(marked)
     assert torch.equal(cpu.pick_marked(marked, starts, counts)[0],
                        reference.topk(marked.x, starts, counts))  # fmt: skip

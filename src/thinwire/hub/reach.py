@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 
 from thinwire.exchange.hub import largest
@@ -21,13 +20,21 @@ class Reach:
 
     Args:
         state: of the hub.
-        land: applies what waits; is called before a look.
     """
 
-    def __init__(self, state: HubState, land: Callable[[], None]) -> None:
-        self._state, self._land = state, land
+    def __init__(self, state: HubState) -> None:
+        self._state = state
         # With a stream updates move what is owed, and frames what is told; else all is told.
         self._moved, self._told = inf, 0.0 if state.owed is None else inf
+
+    @property
+    def room(self) -> float:
+        """By how much updates may move entries without a look."""
+        return HIGHEST - self._told - self._moved
+
+    def took(self, size: float) -> None:
+        """Counts an update for which there was room."""
+        self._moved += size
 
     def takes(self, size: float) -> bool:
         """Whether an update may move entries by so much; counts it."""
@@ -60,7 +67,6 @@ class Reach:
         return True
 
     def _look(self) -> None:
-        self._land()
         s = self._state
         if s.owed is None:
             self._moved = largest(s.anchor)

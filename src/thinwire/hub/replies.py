@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from isal.isal_zlib import crc32
 
 from thinwire import kernels
@@ -34,9 +32,7 @@ class Replies:
         head = Head(s.version, s.version, True, Form.WHOLE)
         return seal(Kind.ANCHOR, Address(self._run, 0, HUB), head.pack(), as_bytes(s.anchor))
 
-    def reply(
-        self, s: HubState, sequence: int, base: int, taken: bool, land: Callable[[], None]
-    ) -> tuple[bytes, ...]:
+    def reply(self, s: HubState, sequence: int, base: int, taken: bool) -> tuple[bytes, ...]:
         """Returns the frame for a worker that holds version `base`, in parts.
 
         Args:
@@ -44,22 +40,29 @@ class Replies:
             sequence: of the update that is answered.
             base: a version the hub was at.
             taken: whether that update was applied.
-            land: applies what is still to be applied, where the model itself is asked for.
         """
         asked = base, s.version, taken
         if self._known is not None and self._known[0] == asked:
             return self._repeated(sequence, *self._known[1:])
-        whole = 4 * s.anchor.numel()
-        stretch = s.ring.since(base, whole) if self._repeats else None
-        # A few messages are shorter than any other way to say them; many need not be.
-        if stretch is None or (self._exact and 8 * (HEAD + stretch.size) >= whole):
-            land()
+        stretch = s.ring.since(base, 4 * s.anchor.numel()) if self._repeats else None
+        if stretch is None or not self._is_short(s, stretch.size):
             values = _values(s, Head(*asked, Form.WHOLE))
             if stretch is None or len(values) < HEAD + stretch.size:
                 return (seal(Kind.ANCHOR, Address(self._run, sequence, HUB), values),)
         start = Head(*asked, Form.UPDATES if self._exact else Form.STREAM).pack()
         self._known = asked, start, stretch
         return self._repeated(sequence, start, stretch)
+
+    def repeats(self, s: HubState, base: int, more: int) -> bool:
+        """Whether a worker at version `base` is told entries, once so many bytes more are there."""
+        known = s.ring.bytes_since(base) if self._repeats else None
+        if known is None or known + more > s.ring.bound:
+            return False
+        return self._is_short(s, known + more)
+
+    def _is_short(self, s: HubState, size: int) -> bool:
+        # A few messages are shorter than any other way to say them; many need not be.
+        return not self._exact or 8 * (HEAD + size) < 4 * s.anchor.numel()
 
     def _repeated(self, sequence: int, start: bytes, stretch: Stretch) -> tuple[bytes, ...]:
         n = len(start) + stretch.size

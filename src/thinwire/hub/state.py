@@ -100,17 +100,20 @@ class Ring:
             self.entries.popleft()
             self._marks.popleft()
 
-    def since(self, version: int, most: int) -> Stretch | None:
-        """Returns what leads from `version` to the last; None where gone, or above `most` bytes."""
+    def bytes_since(self, version: int) -> int | None:
+        """Returns the bytes of what leads from `version` to the last, or None where gone."""
         if not self.first <= version <= self.last:
             return None
-        many = self.last - version
-        (before, first), (size, both) = self._marks[-1 - many], self._marks[-1]
-        if size - before > most:
+        return self._marks[-1][0] - self._marks[version - self.last - 1][0]
+
+    def since(self, version: int, most: int) -> Stretch | None:
+        """Returns what leads from `version` to the last; None where gone, or above `most` bytes."""
+        size = self.bytes_since(version)
+        if size is None or size > most:
             return None
-        entries = [self.entries[at][1] for at in range(-many, 0)]
-        check = kernels.active().join_crc(first, both, size - before)
-        return Stretch(entries, size - before, check)
+        entries = [self.entries[at][1] for at in range(version - self.last, 0)]
+        first, both = self._marks[version - self.last - 1][1], self._marks[-1][1]
+        return Stretch(entries, size, kernels.active().join_crc(first, both, size))
 
     def stamp(self, version: int) -> int | None:
         """Returns the stamp of the entry that led to `version`, or None where it is gone."""
@@ -154,6 +157,18 @@ class HubState:
     def model(self) -> Tensor:
         """(d,) float32, the hub's own model."""
         return self.anchor if self.owed is None else self.anchor + self.owed
+
+    @property
+    def stamp(self) -> int:
+        """Updates applied to the model that workers are told now."""
+        return self.applied if self.owed is None else self.applied - self.unsaid
+
+    def stamp_of(self, member: Member, base: int) -> int:
+        """Returns how many were applied to the model of version `base`, as that member holds it."""
+        if base == self.version:
+            return self.stamp
+        stamp = self.ring.stamp(base)
+        return min(self.applied, member.stamp if stamp is None else stamp)
 
 
 def bucket(staleness: int) -> int:

@@ -1,9 +1,8 @@
-"""Updates that came together: decoded in one go, applied in one go, one after the other."""
+"""Updates that came together: read and applied in one go, one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, isfinite
 
 import numpy as np
 import torch
@@ -19,15 +18,11 @@ from thinwire.kernels import BodyShape, Marked
 from thinwire.outer import Outer, OuterState
 from thinwire.wire.frame import HEADER
 
-ALONE = -1
-"""The row of a frame that is read by itself."""
-_ROOM = 1 << 22
-"""Entries that are decoded in one go."""
 _LARGEST = 1 << 31
 
 
 class Steps:
-    """Decodes frames of one operator, if it is one whose bodies are read together.
+    """Applies frames of one operator together, if it is one whose bodies are read so.
 
     Those name the entries that they say, each by a code of fixed width. Frames of other operators
     are left to be read one by one, and so is any that is not as it should be.
@@ -45,10 +40,6 @@ class Steps:
         self._shape: BodyShape | None = None
         if plain and self._has_steps(compressor) and spans.d < _LARGEST:
             self._shape = BodyShape(*cut, *codes, self._quantizer.top, self._at.blocks)
-        self.most = max(1, _ROOM // max(1, self._at.kept))
-        self._tops: list[float] = []
-        self._rows: list[int] = []
-        self._divisors: list[float] = []
 
     def _has_steps(self, C: Compressor) -> bool:
         at, q = self._at, self._quantizer
@@ -62,64 +53,45 @@ class Steps:
         """Whether bodies of the operator are read together."""
         return self._shape is not None
 
-    @property
-    def waiting(self) -> int:
-        """Updates that are still to be applied."""
-        return len(self._rows)
-
-    def read(self, frames: Sequence[bytes]) -> None:
-        """Decodes the bodies of at most `most` frames; nothing may be waiting.
+    def take(
+        self,
+        x: Tensor | Marked,
+        frames: Sequence[bytes],
+        divisors: Sequence[float],
+        room: float,
+        touched: Tensor | None,
+        version: int,
+    ) -> list[float]:
+        """Takes what frames say, divided, away from x in place, up to the first that is not fine.
 
         Of a frame's header nothing is looked at.
+
+        Args:
+            x: (d,) float32; marked where it has marks.
+            frames: of the operator, which is covered.
+            divisors: what each is divided by.
+            room: to what the largest magnitudes may add up.
+            touched: (d,) int64, is told when an entry last changed; or None.
+            version: that the first of them leads to.
+
+        Returns:
+            The largest magnitude of each that was taken.
         """
-        self._tops = [np.nan] * len(frames)
         q, table, shape, F = self._quantizer, kernels.active(), self._shape, len(frames)
-        if shape is None:
-            return
+        assert shape is not None
         bodies = [memoryview(frame)[HEADER:] for frame in frames]
         # Something must be there for torch to look at.
         data = torch.frombuffer(bytearray().join((*bodies, b"\0")), dtype=torch.uint8)[:-1]
         ends = torch.from_numpy(np.cumsum([len(body) for body in bodies], dtype=np.int64))
-        fine, self._index, said, packed = table.read_bodies(data, ends, shape)
-        wrong = ~fine.numpy()
-        # What is not fine has scales of any kind.
-        said.numpy()[wrong] = 0.0
-        steps = q.steps(Codes(packed, shape.n, q.width, said.view(-1, q.scales)), self._at)
+        said = table.read_scales(data, ends, shape)
+        codes = Codes(host.empty(0, torch.uint8), 0, q.width, said.view(-1, q.scales))
+        steps = q.steps(codes, self._at)
         assert steps is not None
         lows, widths = steps.lows.view(F, -1), steps.steps.view(F, -1)
-        self._values, tops = table.decode_bodies(packed, shape, lows, widths)
-        tops.numpy()[wrong] = np.nan
-        self._tops = tops.numpy().tolist()
-
-    def size(self, row: int) -> float | None:
-        """Returns the largest magnitude that a frame says; None where it must be read alone."""
-        top = inf if row == ALONE else self._tops[row]
-        return top if isfinite(top) else None
-
-    def wait(self, row: int, divisor: float) -> None:
-        """Notes that what this frame says, divided, is to be taken away."""
-        self._rows.append(row)
-        self._divisors.append(divisor)
-
-    def land(self, x: Tensor | Marked, touched: Tensor | None, version: int) -> None:
-        """Takes away from x, in place, what waits, in order.
-
-        Args:
-            x: (d,) float32; marked where it has marks.
-            touched: (d,) int64, is told when an entry last changed; or None.
-            version: that the last of the steps leads to.
-        """
-        if self._rows:
-            rows = torch.from_numpy(np.array(self._rows, np.int64))
-            divisors = torch.from_numpy(np.array(self._divisors, np.float32))
-            given = self._index, self._values, rows, divisors, touched
-            kernels.active().subtract_bodies(x, *given, version - len(rows) + 1)
-            self._rows, self._divisors = [], []
-
-
-def divided(size: float, divisor: float) -> float:
-    """Returns a magnitude divided as the step is: in float32."""
-    return float(np.float32(size) / np.float32(divisor))
+        by = torch.from_numpy(np.array(divisors, np.float32))
+        given = data, ends, shape, lows, widths, by, room, touched, version
+        sizes: list[float] = table.subtract_bodies(x, *given).tolist()
+        return sizes
 
 
 def stepped(

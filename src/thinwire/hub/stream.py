@@ -51,6 +51,10 @@ class Speaker:
         """Whether a frame leaves, with so many updates unsaid and so many live workers."""
         return unsaid >= min(self._every or live, self._most)
 
+    def left(self, unsaid: int, live: int) -> int:
+        """Returns after how many more updates a frame leaves, at least one."""
+        return int(max(1, min(self._every or live, self._most) - unsaid))
+
     def say(self, s: HubState) -> None:
         """Says the next frame, which leads to the next version: C(owed) moves from owed to x.
 

@@ -78,13 +78,8 @@ class Turns:
                 answers, items = self._work([ask for ask, _ in turn])
             except BaseException as error:
                 items = self._failed(error)
-        # Not by way of the loop: what waits there would be waited for. The model moves meanwhile.
+        # Not by way of the loop: what waits there would be waited for.
         self.commits.add(items, partial(_tell, [future for _, future in turn], answers))
-        if not self._broken:
-            try:
-                self.core.land()
-            except BaseException as error:
-                self.commits.add(self._failed(error), lambda broken: None)
 
     def _failed(self, error: BaseException) -> list[Item]:
         self._broken = True
@@ -99,11 +94,10 @@ class Turns:
             if isinstance(ask, Said):
                 while upto < len(asks) and isinstance(asks[upto], Said):
                     upto += 1
-                taken = self.core.answers(asks[at:upto])  # type: ignore[arg-type]
+                taken = self.core.updates(asks[at:upto])  # type: ignore[arg-type]
                 answers += taken
                 items += [t.record for t in taken if isinstance(t, Taken) and t.record]
             else:
-                self.core.land()
                 try:
                     answer, more = ask()
                     answers.append(answer)

@@ -74,11 +74,14 @@ class Kernels:
     encode_codes: Callable[[Tensor, int, int], Tensor]
     decode_codes: Callable[[Tensor, int, int, int], tuple[Tensor | None, int, str]]
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
-    read_bodies: Callable[[Tensor, Tensor, BodyShape], tuple[Tensor, Tensor, Tensor, Tensor]]
-    decode_bodies: Callable[[Tensor, BodyShape, Tensor, Tensor], tuple[Tensor, Tensor]]
+    read_scales: Callable[[Tensor, Tensor, BodyShape], Tensor]
     subtract_bodies: Callable[
-        [Tensor | Marked, Tensor, Tensor, Tensor, Tensor, Tensor | None, int], None
-    ]
+        [
+            Tensor | Marked, Tensor, Tensor, BodyShape, Tensor, Tensor, Tensor, float,
+            Tensor | None, int,
+        ],
+        Tensor,
+    ]  # fmt: skip
     join_crc: Callable[[int, int, int], int]
 
 

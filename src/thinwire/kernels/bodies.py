@@ -45,8 +45,13 @@ class BodyShape:
         checks.check_domains(self.domains, self.starts)
         checks.check_width(self.width)
         checks.check_starts(self.blocks, self.n)
-        if (n := int(self.starts.numpy()[-1])) > 2**31:
-            raise ValueError(f"indices into {n} entries are no int32")
+        if self.d > 2**31:
+            raise ValueError(f"indices into {self.d} entries are no int32")
+
+    @cached_property
+    def d(self) -> int:
+        """Entries of the vector."""
+        return int(self.starts.numpy()[-1])
 
     @cached_property
     def n(self) -> int:
@@ -57,15 +62,6 @@ class BodyShape:
     def code_bytes(self) -> int:
         """Bytes of the packed codes."""
         return checks.packed_bytes(self.n, self.width)
-
-
-def check_levels_of(packed: Tensor, shape: BodyShape, lows: Tensor, steps: Tensor) -> None:
-    """Raises ValueError unless these are packed codes of several bodies, with lows and steps."""
-    F, levels = len(packed), (len(packed), shape.blocks.numel() - 1)
-    if packed.dtype != torch.uint8 or packed.shape != (F, shape.code_bytes):
-        raise ValueError(f"{F} bodies of {shape.n} codes need {shape.code_bytes} bytes each")
-    if not (lows.dtype == steps.dtype == torch.float64 and lows.shape == steps.shape == levels):
-        raise ValueError("lows and steps must be float64, one for each block of each body")
 
 
 def check_bodies(data: Tensor, ends: Tensor) -> None:
@@ -82,37 +78,31 @@ def check_bodies(data: Tensor, ends: Tensor) -> None:
         raise ValueError(f"ends must ascend to {last}")
 
 
-def check_rows(
+def check_steps(
     marked: Tensor | Marked,
-    index: Tensor,
-    values: Tensor,
-    rows: Tensor,
+    shape: BodyShape,
+    lows: Tensor,
+    steps: Tensor,
     divisors: Tensor,
     touched: Tensor | None,
 ) -> None:
-    """Raises unless these rows of values can be taken away from x in place.
-
-    Raises:
-        ValueError: when shapes or types differ, or x is not contiguous.
-        IndexError: when an index lies outside x, or a row is not there.
-    """
+    """Raises ValueError unless bodies of that shape, so decoded, can be taken away from x."""
     x = marked.x if isinstance(marked, Marked) else marked
     if isinstance(marked, Marked):
         check_marked(marked, marked.starts)
         if touched is not None:
             raise ValueError("a vector is marked, or told when an entry changed")
-    types = [t.dtype for t in (x, index, values, rows, divisors)]
-    if types != [torch.float32, torch.int32, torch.float32, torch.int64, torch.float32]:
-        raise ValueError(f"rows of values have other types than {types}")
-    alike = index.shape == values.shape and rows.shape == divisors.shape
-    if not (x.is_contiguous() and alike) or (touched is not None and touched.shape != x.shape):
-        raise ValueError("rows of values do not fit together")
-    checks.check_inside(rows, len(index))
-    if len(rows) and index.numel():
-        # Rows ascend: their ends say where all of them lie.
-        places, which = index.numpy(), rows.numpy()
-        if places[which, 0].min() < 0 or places[which, -1].max() >= x.numel():
-            raise IndexError(f"index outside a vector of {x.numel()}")
+    if x.dtype != torch.float32 or not x.is_contiguous() or x.numel() != shape.d:
+        raise ValueError(f"bodies step through {shape.d} contiguous float32, not through this x")
+    if touched is not None and (touched.dtype != torch.int64 or touched.shape != x.shape):
+        raise ValueError("touched must hold an int64 for each entry of x")
+    F = len(divisors)
+    if divisors.dtype != torch.float32 or divisors.dim() != 1:
+        raise ValueError("divisors must be float32, one for each body")
+    if not (lows.dtype == steps.dtype == torch.float64 and lows.shape == steps.shape):
+        raise ValueError("lows and steps must be float64, of one shape")
+    if lows.shape != (F, shape.blocks.numel() - 1):
+        raise ValueError(f"{F} bodies need a low and a step for each of their blocks")
 
 
 def check_marked(marked: Marked, starts: Tensor) -> None:

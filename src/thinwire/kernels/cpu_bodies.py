@@ -1,4 +1,4 @@
-"""Many bodies of one operator in Numba, read and subtracted in one go: a hub's work."""
+"""Many bodies of one operator in Numba, read and subtracted one after the other: a hub's work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from thinwire import host
 from thinwire.kernels import reference
-from thinwire.kernels.bodies import BodyShape, check_bodies, check_levels_of, check_rows
+from thinwire.kernels.bodies import BodyShape, check_bodies, check_steps
 from thinwire.kernels.cpu_codes import largest_packed, padding_set
 from thinwire.kernels.cpu_decode import decode_stretch
 from thinwire.kernels.cpu_index_decode import read_index
@@ -21,139 +21,151 @@ _INFINITE = np.uint32(0x7F800000)
 
 
 @kernel
+def _read_scales(data: Array, ends: Array, behind: Number, said: Array) -> None:
+    for f in range(ends.size):
+        low, scales = ends[f - 1] if f else 0, said[f].view(np.uint8)
+        at = ends[f] - behind - scales.size
+        scales[:] = 0
+        if at >= low:
+            copy(scales, data[at:])
+            keys = said[f].view(np.uint32)
+            for j in range(keys.size):
+                if np.uint32(keys[j] & _MAGNITUDE) >= _INFINITE:
+                    keys[j] = 0
+
+
+def read_scales(data: torch.Tensor, ends: torch.Tensor, shape: BodyShape) -> torch.Tensor:
+    """Agrees bit for bit with `reference.read_scales`."""
+    check_bodies(data, ends)
+    said = host.empty(len(ends) * shape.scales).view(len(ends), shape.scales)
+    _read_scales(array(data), array(ends), shape.code_bytes, said.numpy())
+    return said
+
+
+@kernel
 def _read_body(
-    body: Array, cut: Array, starts: Array, domains: Array, most: Number, n: Number,
-    width: Number, top: Number, words: Array, index: Array, scales: Array, packed: Array,
+    body: Array, cut: Array, starts: Array, domains: Array, most: Number, scales: Number,
+    code_bytes: Number, width: Number, top: Number, words: Array, ahead: Number, index: Array,
 ) -> Number:  # fmt: skip
-    """Reads one body; returns whether all of it is as it should be."""
+    """Reads one body's indices; returns whether all of it is as it should be."""
     size = min(body.size, most)
     words[size >> 3 : (size >> 3) + 4] = 0
     copy(words.view(np.uint8)[:size], body)
     none = np.empty((0, 6), np.int64)
-    status, _, _, used, _ = read_index(words, size, cut, starts, domains, False, none, index)
-    if status != _FINE or used + 4 * scales.size + packed.size != body.size:
+    given = words, size, cut, starts, domains, False, none, index, ahead
+    status, _, _, used, _ = read_index(*given)
+    if status != _FINE or used + 4 * scales + code_bytes != body.size:
         return False
-    copy(scales.view(np.uint8), body[used:])
-    copy(packed, body[used + 4 * scales.size :])
-    for bits in scales.view(np.uint32):
-        if np.uint32(bits & _MAGNITUDE) >= _INFINITE:
+    for j in range(scales):
+        # The exponent of a float32 that is not finite is all ones.
+        high, low = body[used + 4 * j + 3], body[used + 4 * j + 2]
+        if high & 0x7F == 0x7F and low & 0x80:
             return False
+    packed = body[used + 4 * scales :]
     if top == (1 << width) - 1:
-        return not padding_set(packed, n, width)
-    return 0 <= largest_packed(packed, n, width) <= top
+        return not padding_set(packed, index.size, width)
+    return 0 <= largest_packed(packed, index.size, width) <= top
 
 
 @kernel
-def _read_bodies(
-    data: Array, ends: Array, cut: Array, starts: Array, domains: Array, most: Number, n: Number,
-    width: Number, top: Number, index: Array, scales: Array, packed: Array, fine: Array,
-) -> None:  # fmt: skip
-    words = np.empty(most // 8 + 5, np.uint64)
-    for f in range(fine.size):
-        body = data[ends[f - 1] if f else 0 : ends[f]]
-        fine[f] = _read_body(
-            body, cut, starts, domains, most, n, width, top, words, index[f], scales[f], packed[f]
-        )
-
-
-def read_bodies(
-    data: torch.Tensor, ends: torch.Tensor, shape: BodyShape
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Agrees bit for bit with `reference.read_bodies`, where a body is fine."""
-    check_bodies(data, ends)
-    F, n = len(ends), shape.n
-    index = host.empty(F * n, torch.int32).view(F, n)
-    said = host.empty(F * shape.scales).view(F, shape.scales)
-    packed = host.empty(F * shape.code_bytes, torch.uint8).view(F, shape.code_bytes)
-    fine = np.empty(F, np.bool_)
-    _read_bodies(
-        array(data), array(ends), array(shape.counts), array(shape.starts), array(shape.domains),
-        shape.index_bytes, n, shape.width, shape.top, index.numpy(), said.numpy(), packed.numpy(),
-        fine,
-    )  # fmt: skip
-    return torch.from_numpy(fine), index, said, packed
+def _divide(values: Array, divisor: Number) -> Number:
+    """Divides in place; returns the bits of the largest magnitude."""
+    keys, largest = values.view(np.uint32), np.uint32(0)
+    for j in range(values.size):
+        values[j] = values[j] / divisor
+        key = np.uint32(keys[j] & _MAGNITUDE)
+        largest = key if key > largest else largest
+    return largest
 
 
 @kernel
-def _decode_bodies(
-    packed: Array, width: Number, starts: Array, lows: Array, steps: Array, out: Array, tops: Array
-) -> None:
-    for f in range(tops.size):
-        values = out[f]
-        decode_stretch(packed[f], width, starts, lows[f], steps[f], 0, values.size, values)
-        keys, largest = values.view(np.uint32), np.uint32(0)
-        for j in range(keys.size):
-            key = np.uint32(keys[j] & _MAGNITUDE)
-            largest = key if key > largest else largest
-        tops[f] = largest
-
-
-def decode_bodies(
-    packed: torch.Tensor, shape: BodyShape, lows: torch.Tensor, steps: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Agrees bit for bit with `reference.decode_bodies`; what is NaN is NaN."""
-    check_levels_of(packed, shape, lows, steps)
-    F, n = len(packed), shape.n
-    out, tops = host.empty(F * n).view(F, n), np.empty(F, np.uint32)
-    given = array(packed), shape.width, array(shape.blocks), array(lows), array(steps)
-    _decode_bodies(*given, out.numpy(), tops)
-    return out, torch.from_numpy(tops.view(np.float32))
-
-
-@kernel
-def _subtract_bodies(
-    x: Array, index: Array, values: Array, rows: Array, divisors: Array, touched: Array,
-    version: Number,
-) -> None:  # fmt: skip
-    last = index.shape[1] - 1
-    for r in range(rows.size):
-        at, said, divisor = index[rows[r]], values[rows[r]], divisors[r]
-        for j in range(at.size):
-            # The places lie far apart: what is asked for early is there when its turn comes.
-            prefetch(x.ctypes.data + 4 * np.int64(at[min(j + _EARLY, last)]))
-            x[at[j]] -= said[j] / divisor
-        if touched.size:
-            for j in range(at.size):
-                prefetch(touched.ctypes.data + 8 * np.int64(at[min(j + _EARLY, last)]))
-                touched[at[j]] = version + r
+def _subtract(x: Array, index: Array, values: Array) -> None:
+    last = index.size - 1
+    for j in range(index.size):
+        # The places lie far apart: what is asked for early is there when its turn comes.
+        prefetch(x.ctypes.data + 4 * np.int64(index[min(j + _EARLY, last)]))
+        x[index[j]] -= values[j]
 
 
 @kernel
 def _subtract_marked(
-    x: Array, index: Array, values: Array, rows: Array, divisors: Array, starts: Array,
-    limits: Array, marks: Array,
-) -> None:  # fmt: skip
-    last = index.shape[1] - 1
-    for r in range(rows.size):
-        at, said, divisor = index[rows[r]], values[rows[r]], divisors[r]
-        g, limit = 0, limits[0]
-        for j in range(at.size):
-            prefetch(x.ctypes.data + 4 * np.int64(at[min(j + _EARLY, last)]))
-            i = np.int64(at[j])
-            while i >= starts[g + 1]:
-                g += 1
-                limit = limits[g]
-            left = x[i] - np.float32(said[j] / divisor)
-            x[i] = left
-            if not abs(left) < limit:
-                marks[i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+    x: Array, index: Array, values: Array, starts: Array, limits: Array, marks: Array
+) -> None:
+    last = index.size - 1
+    g, limit = 0, limits[0]
+    for j in range(index.size):
+        prefetch(x.ctypes.data + 4 * np.int64(index[min(j + _EARLY, last)]))
+        i = np.int64(index[j])
+        while i >= starts[g + 1]:
+            g += 1
+            limit = limits[g]
+        left = x[i] - values[j]
+        x[i] = left
+        if not abs(left) < limit:
+            marks[i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+
+
+@kernel
+def _touch(touched: Array, index: Array, version: Number) -> None:
+    last = index.size - 1
+    for j in range(index.size):
+        prefetch(touched.ctypes.data + 8 * np.int64(index[min(j + _EARLY, last)]))
+        touched[index[j]] = version
+
+
+@kernel
+def _subtract_bodies(
+    x: Array, data: Array, ends: Array, cut: Array, starts: Array, domains: Array, most: Number,
+    scales: Number, code_bytes: Number, width: Number, top: Number, blocks: Array, lows: Array,
+    steps: Array, divisors: Array, room: Number, touched: Array, version: Number,
+    groups: Array, limits: Array, marks: Array, sizes: Array,
+) -> Number:  # fmt: skip
+    words, n = np.empty(most // 8 + 5, np.uint64), blocks[-1]
+    index, values, total = np.empty(n, np.int32), np.empty(n, np.float32), 0.0
+    given = cut, starts, domains, most, scales, code_bytes, width, top, words, x.ctypes.data, index
+    for f in range(sizes.size):
+        body = data[ends[f - 1] if f else 0 : ends[f]]
+        if not _read_body(body, *given):
+            return f
+        packed = body[body.size - code_bytes :]
+        decode_stretch(packed, width, blocks, lows[f], steps[f], 0, n, values)
+        sizes.view(np.uint32)[f] = _divide(values, divisors[f])
+        if not (sizes[f] < np.inf and total + sizes[f] <= room):
+            return f
+        total += sizes[f]
+        if limits.size:
+            _subtract_marked(x, index, values, groups, limits, marks)
+        else:
+            _subtract(x, index, values)
+        if touched.size:
+            _touch(touched, index, version + f)
+    return sizes.size
 
 
 def subtract_bodies(
     x: torch.Tensor | Marked,
-    index: torch.Tensor,
-    values: torch.Tensor,
-    rows: torch.Tensor,
+    data: torch.Tensor,
+    ends: torch.Tensor,
+    shape: BodyShape,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
     divisors: torch.Tensor,
+    room: float,
     touched: torch.Tensor | None,
     version: int,
-) -> None:
+) -> torch.Tensor:
     """Agrees bit for bit with `reference.subtract_bodies`."""
-    check_rows(x, index, values, rows, divisors, touched)
-    given = array(index), array(values), array(rows), array(divisors)
+    check_bodies(data, ends)
+    check_steps(x, shape, lows, steps, divisors, touched)
+    marks = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.uint64)
     if isinstance(x, Marked):
         marks = array(x.starts), array(x.limits), array(x.marks).view(np.uint64)
-        _subtract_marked(array(x.x), *given, *marks)
-    else:
-        news = np.empty(0, np.int64) if touched is None else array(touched)
-        _subtract_bodies(array(x), *given, news, version)
+    sizes = np.empty(len(divisors), np.float32)
+    done = _subtract_bodies(
+        array(x.x if isinstance(x, Marked) else x), array(data), array(ends), array(shape.counts),
+        array(shape.starts), array(shape.domains), shape.index_bytes, shape.scales,
+        shape.code_bytes, shape.width, shape.top, array(shape.blocks), array(lows), array(steps),
+        array(divisors), room, np.empty(0, np.int64) if touched is None else array(touched),
+        version, *marks, sizes,
+    )  # fmt: skip
+    return torch.from_numpy(sizes[:done])

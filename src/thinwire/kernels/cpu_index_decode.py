@@ -103,9 +103,11 @@ def _read_groups(
 @kernel
 def read_index(
     words: Array, size: Number, counts: Array, starts: Array, domains: Array, defer: Number,
-    pieces: Array, out: Array,
+    pieces: Array, out: Array, ahead: Number,
 ) -> Number:  # fmt: skip
     """Reads all, or all but long Golomb-Rice streams where those are deferred.
+
+    Where `ahead` is no None, it is the address of a float32 vector, and far entries are asked for.
 
     Returns status and its two numbers, the bytes read, and how many pieces are left to do. A row
     of `pieces` is where a piece's bits begin and end, its first and last index, its parameter
@@ -148,7 +150,8 @@ def read_index(
                 return _ENDS_EARLY, 0, 0, 0, 0
             status, a, b, at = _read_groups(words, at, counts, starts, begin, g, room)
         elif room.size <= _PIECE:
-            status, a, b, at = read_rice(words, at, end, length, tag >> 3, -1, room)
+            near = ahead if ahead is None else ahead + 4 * domains[s]
+            status, a, b, at = read_rice(words, at, end, length, tag >> 3, -1, room, near)
         else:
             status, a, b, at, more = _read_long(
                 words, at, end, length, tag >> 3, s, first, defer, pieces[left:], room
@@ -223,7 +226,7 @@ def read_side_by_side(
     """Reads all with the threads there are; returns the bytes read, or -1 where any is wrong."""
     pieces = np.empty((out.size // _PIECE + domains.size, 6), np.int64)
     given = words, size, counts, starts, domains
-    status, _, _, used, left = read_index(*given, True, pieces, out)
+    status, _, _, used, left = read_index(*given, True, pieces, out, None)
     if status != _FINE:
         return -1
     fine, bases = np.empty(left, np.bool_), np.empty(left, np.int64)
@@ -252,7 +255,7 @@ def decode_index(
         if used >= 0:
             return out, used, ""
     none = np.empty((0, 6), np.int64)
-    status, a, b, used, _ = read_index(*given, False, none, index)
+    status, a, b, used, _ = read_index(*given, False, none, index, None)
     if status != _FINE:
         return None, 0, reference.explain(int(status), int(a), int(b))
     return out, int(used), ""

@@ -10,7 +10,7 @@ import numpy as np
 
 from thinwire.kernels import reference
 from thinwire.kernels.cpu_bits import peek, width_of
-from thinwire.kernels.numba_support import Array, Number, kernel, trailing_zeros
+from thinwire.kernels.numba_support import Array, Number, kernel, prefetch, trailing_zeros
 
 _FINE = reference.FINE
 _ENDS_EARLY = reference.ENDS_EARLY
@@ -77,8 +77,9 @@ def read_fixed(words: Array, at: Number, length: Number, out: Array) -> Number:
 
 @kernel
 def _read_short(
-    words: Array, at: Number, end: Number, length: Number, b: Number, p: Number, out: Array
-) -> Number:
+    words: Array, at: Number, end: Number, length: Number, b: Number, p: Number, out: Array,
+    ahead: Number,
+) -> Number:  # fmt: skip
     """Reads positions while each lies in one word with others and nothing is wrong.
 
     Returns how many, the last, and the bit after them.
@@ -99,6 +100,8 @@ def _read_short(
                 return m, p, at + 64 - left
             p = after
             out[m] = p
+            if ahead is not None:
+                prefetch(ahead + 4 * p)
             m += 1
             word >>= shift
             left -= used
@@ -110,13 +113,18 @@ def _read_short(
 
 @kernel
 def read_rice(
-    words: Array, at: Number, end: Number, length: Number, b: Number, before: Number, out: Array
-) -> Number:
-    """Reads positions in a domain, the first of them counted from the one before."""
+    words: Array, at: Number, end: Number, length: Number, b: Number, before: Number, out: Array,
+    ahead: Number,
+) -> Number:  # fmt: skip
+    """Reads positions in a domain, the first of them counted from the one before.
+
+    Where `ahead` is no None, it is the address of the domain in a float32 vector, whose entries
+    are asked for as their positions come.
+    """
     p = np.int64(before)
     mask = (_U64(1) << _U64(b)) - _U64(1)
     most = length >> b
-    done, p, at = _read_short(words, at, end, length, b, p, out)
+    done, p, at = _read_short(words, at, end, length, b, p, out, ahead)
     for m in range(done, out.size):
         word = peek(words, at)
         ones = np.int64(trailing_zeros(~word))
@@ -146,7 +154,7 @@ def read_piece(
     words: Array, at: Number, end: Number, length: Number, b: Number, before: Number, out: Array
 ) -> Number:
     """Reads a piece of a long stream, which must end where it was said to; no bit is returned."""
-    status, x, y, at = read_rice(words, at, end, length, b, before, out)
+    status, x, y, at = read_rice(words, at, end, length, b, before, out, None)
     if status != _FINE:
         return status, x, y
     if at & 7 and peek(words, at) & ((_U64(1) << _U64(8 - (at & 7))) - _U64(1)):

@@ -14,13 +14,7 @@ import numpy as np
 import torch
 
 from thinwire import host
-from thinwire.kernels.bodies import (
-    BodyShape,
-    check_bodies,
-    check_levels_of,
-    check_marked,
-    check_rows,
-)
+from thinwire.kernels.bodies import BodyShape, check_bodies, check_marked, check_steps
 from thinwire.kernels.checks import (
     check_books,
     check_coded,
@@ -1513,10 +1507,8 @@ def accumulate(
         acc[index] += weighed
 
 
-def read_bodies(
-    data: torch.Tensor, ends: torch.Tensor, shape: BodyShape
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reads bodies of one layout, each with nothing after its last section.
+def read_scales(data: torch.Tensor, ends: torch.Tensor, shape: BodyShape) -> torch.Tensor:
+    """Reads the scales of bodies of one layout; nothing else of them is looked at.
 
     Args:
         data: (bytes,) uint8, the bodies end to end.
@@ -1524,105 +1516,102 @@ def read_bodies(
         shape: what a body holds.
 
     Returns:
-        Whether each body is as it should be, with finite scales, (F,) bool. Of those: indices,
-        (F, n) int32; scales, (F, scales) float32; packed codes, (F, code_bytes) uint8.
+        (F, scales) float32: 0 where one is not finite, or has no room in the body.
 
     Examples:
         >>> data = torch.tensor([3, 6, 0, 0, 128, 63, 1], dtype=torch.uint8)
         >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
         >>> shape = BodyShape(*cut, 3, 1, 1, 1, torch.tensor([0, 2]))
-        >>> fine, index, scales, packed = read_bodies(data, torch.tensor([7]), shape)
-        >>> fine.tolist(), index.tolist(), scales.tolist(), packed.tolist()
-        ([True], [[0, 3]], [[1.0]], [[1]])
+        >>> read_scales(data, torch.tensor([7]), shape)
+        tensor([[1.]])
     """
     check_bodies(data, ends)
-    F, n, scales, size = len(ends), shape.n, shape.scales, shape.code_bytes
-    fine = torch.zeros(F, dtype=torch.bool, device=host.CPU)
-    index, said = host.empty(F * n, torch.int32).view(F, n), host.empty(F * scales).view(F, scales)
-    packed = host.empty(F * size, torch.uint8).view(F, size)
+    said = host.zeros(len(ends) * shape.scales).view(len(ends), shape.scales)
     for f, (low, high) in enumerate(pairwise([0, *ends.tolist()])):
-        body = data[low:high]
-        cut = shape.counts, shape.starts, shape.domains
-        places, used, _ = decode_index(body[: shape.index_bytes], *cut)
-        if places is None or used + 4 * scales + size != len(body):
-            continue
-        index[f], packed[f] = places, body[len(body) - size :]
-        said[f] = body[used : used + 4 * scales].clone().view(torch.float32)
-        largest = largest_code(packed[f], n, shape.width)
-        fine[f] = bool(said[f].isfinite().all()) and 0 <= largest <= shape.top
-    return fine, index, said, packed
-
-
-def decode_bodies(
-    packed: torch.Tensor, shape: BodyShape, lows: torch.Tensor, steps: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers what the codes of several bodies stand for, and the largest magnitude of each.
-
-    Args:
-        packed: (F, code_bytes) uint8.
-        shape: what a body holds.
-        lows: (F, B) float64, value of code 0.
-        steps: (F, B) float64, distance between codes.
-
-    Returns:
-        (F, n) float32, and (F,) float32: NaN where one is, and 0 where nothing is.
-
-    Examples:
-        >>> packed, low = torch.tensor([[1]], dtype=torch.uint8), torch.tensor([[-2.0]]).double()
-        >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
-        >>> shape = BodyShape(*cut, 3, 1, 1, 1, torch.tensor([0, 2]))
-        >>> decode_bodies(packed, shape, low, -2 * low)
-        (tensor([[ 2., -2.]]), tensor([2.]))
-    """
-    check_levels_of(packed, shape, lows, steps)
-    cut = zip(packed, lows, steps, strict=True)
-    said = [decode(one, shape.width, shape.blocks, low, step) for one, low, step in cut]
-    values = torch.stack(said) if said else host.empty(0).view(0, shape.n)
-    tops = [float(row.abs().max()) if len(row) else 0.0 for row in values]
-    return values, host.floats(tops)
+        body = data[low : max(low, high - shape.code_bytes)]
+        if len(body) >= 4 * shape.scales > 0:
+            found = body[len(body) - 4 * shape.scales :].clone().view(torch.float32)
+            said[f] = torch.where(found.isfinite(), found, 0.0)
+    return said
 
 
 def subtract_bodies(
     x: torch.Tensor | Marked,
-    index: torch.Tensor,
-    values: torch.Tensor,
-    rows: torch.Tensor,
+    data: torch.Tensor,
+    ends: torch.Tensor,
+    shape: BodyShape,
+    lows: torch.Tensor,
+    steps: torch.Tensor,
     divisors: torch.Tensor,
+    room: float,
     touched: torch.Tensor | None,
     version: int,
-) -> None:
-    """Takes rows of values away from x in place, one after the other, each divided first.
+) -> torch.Tensor:
+    """Takes what bodies say away from x in place, one after the other, each divided first.
+
+    The first that is not as it should be, with nothing after its last section, finite scales and
+    finite values, ends it; so does one that goes too far. That one and all after it change nothing.
 
     Args:
         x: (d,) float32, contiguous; changed. Where it is marked, so is what it is changed in.
-        index: (F, n) int32, each row ascending without repeats.
-        values: (F, n) float32.
-        rows: (R,) int64, which of the F, in their order.
-        divisors: (R,) float32.
-        touched: (d,) int64, is told for each entry the last row that touched it; or None.
-        version: what it is told of the first row, and one more for each after it.
+        data: (bytes,) uint8, the bodies end to end.
+        ends: (F,) int64, where each ends.
+        shape: what a body holds.
+        lows: (F, B) float64, value of code 0 in each block.
+        steps: (F, B) float64, distance between codes.
+        divisors: (F,) float32.
+        room: to what the largest magnitudes of the quotients may add up.
+        touched: (d,) int64, is told for each entry the last body that touched it; or None.
+        version: what it is told of the first body, and one more for each after it.
 
-    Raises:
-        IndexError: when an index lies outside x.
+    Returns:
+        The largest magnitude of the quotients of each that was taken, float32.
 
     Examples:
-        >>> x, touched = torch.zeros(3), torch.zeros(3, dtype=torch.int64)
-        >>> index, values = torch.tensor([[0, 2]], dtype=torch.int32), torch.tensor([[1.0, 2.0]])
-        >>> rows = torch.tensor([0, 0])
-        >>> subtract_bodies(x, index, values, rows, torch.tensor([1.0, 2.0]), touched, 7)
-        >>> x.tolist(), touched.tolist()
-        ([-1.5, 0.0, -3.0], [8, 0, 8])
+        >>> data = torch.tensor([3, 6, 0, 0, 128, 63, 1] * 2, dtype=torch.uint8)
+        >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
+        >>> shape = BodyShape(*cut, 3, 1, 1, 1, torch.tensor([0, 2]))
+        >>> ends, low = torch.tensor([7, 14]), torch.tensor([[-1.0], [-1.0]]).double()
+        >>> divisors = torch.tensor([1.0, 2.0])
+        >>> x = torch.zeros(9)
+        >>> subtract_bodies(x, data, ends, shape, low, -2 * low, divisors, 9.0, None, 0)
+        tensor([1.0000, 0.5000])
+        >>> x.tolist()
+        [-1.5, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
-    check_rows(x, index, values, rows, divisors, touched)
-    for number, (row, divisor) in enumerate(zip(rows.tolist(), divisors, strict=True)):
-        at = index[row].long()
-        accumulate(x.x if isinstance(x, Marked) else x, at, values[row] / divisor, -1.0)
+    check_bodies(data, ends)
+    check_steps(x, shape, lows, steps, divisors, touched)
+    sizes: list[float] = []
+    for f, (low, high) in enumerate(pairwise([0, *ends.tolist()])):
+        read = _read_body(data[low:high], shape)
+        if read is None:
+            break
+        at, packed = read
+        values = decode(packed, shape.width, shape.blocks, lows[f], steps[f]) / divisors[f]
+        size = float(values.abs().max()) if len(values) else 0.0
+        if not (math.isfinite(size) and sum(sizes) + size <= room):
+            break
+        sizes.append(size)
+        accumulate(x.x if isinstance(x, Marked) else x, at, values, -1.0)
         if isinstance(x, Marked):
             limits = x.limits[torch.searchsorted(x.starts, at, right=True) - 1]
             for i in at[~(x.x[at].abs() < limits)].tolist():
                 x.marks[i // 8] |= 1 << i % 8
         if touched is not None:
-            touched[at] = version + number
+            touched[at] = version + f
+    return host.floats(sizes)
+
+
+def _read_body(body: torch.Tensor, shape: BodyShape) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Returns indices and packed codes of a body that is as it should be, or None."""
+    cut, size = (shape.counts, shape.starts, shape.domains), shape.code_bytes
+    index, used, _ = decode_index(body[: shape.index_bytes], *cut)
+    if index is None or used + 4 * shape.scales + size != len(body):
+        return None
+    said = body[used : used + 4 * shape.scales].clone().view(torch.float32)
+    packed = body[len(body) - size :]
+    fine = said.isfinite().all() and 0 <= largest_code(packed, shape.n, shape.width) <= shape.top
+    return (index, packed) if fine else None
 
 
 CRC_POLYNOMIAL = 0xEDB88320
