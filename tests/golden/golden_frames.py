@@ -161,6 +161,7 @@ def anchors(bodies: list[bytes]) -> dict[str, bytes]:
         "anchor_values": seal(Kind.ANCHOR, HERE, encode_values(vector(), touched, whole)),
         "anchor_updates": anchor(Head(7, 9, True, Form.UPDATES), updates),
         "anchor_stream": anchor(Head(7, 9, True, Form.STREAM), stream),
+        "anchor_residual": anchor(Head(7, 9, True, Form.RESIDUAL), bodies[0]),
         "anchor_not_taken": anchor(Head(7, 7, False, Form.STREAM), b""),
     }
 

@@ -23,6 +23,8 @@ SPANS = Spans(("w", "b"), ((4, 8), (9,)))
 RUN, SEED = 0xBEE, 5
 SIGNTOPK = tw.TopK(k=3) >> tw.Sign()
 STREAM = tw.Stream(tw.TopK(density=0.4) >> tw.Sign(), every=2)
+PER_WORKER = tw.PerWorker(tw.TopK(density=0.1) >> tw.QSGD(bits=4), memory=2 * 4 * SPANS.d)
+"""With room for two workers."""
 
 
 def first_model(d: int = SPANS.d) -> torch.Tensor:
@@ -95,6 +97,12 @@ class Worker:
         except StopIteration as stop:
             self.state = stop.value
         return [taken.record.content] if taken.record else []
+
+
+def told(hub: Core, worker: Worker) -> torch.Tensor:
+    """What the hub has told that worker of its model."""
+    replicas = hub._replies._replicas
+    return hub.state.anchor if replicas is None else replicas._held[worker.number][1]
 
 
 def same_state(a, b) -> None:

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_cases import RUN, SEED, SIGNTOPK, SPANS, STREAM, begun, core, first_model, same_state
+from hub_cases import (
+    PER_WORKER,
+    RUN,
+    SEED,
+    SIGNTOPK,
+    SPANS,
+    STREAM,
+    begun,
+    core,
+    first_model,
+    same_state,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +42,7 @@ HUBS = [
     tw.Hub(downlink=STREAM, counting=tw.ByWeight(), staleness=tw.Staleness(2, "scale")),
     tw.Hub(downlink=tw.Exact(), staleness=tw.Staleness(3, "refuse")),
     tw.Hub(outer=tw.Nesterov(lr=0.3), downlink=tw.Exact()),
+    tw.Hub(downlink=PER_WORKER, staleness=tw.Staleness(3, "refuse")),
 ]
 OPERATORS = [
     SIGNTOPK,

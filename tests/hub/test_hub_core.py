@@ -7,7 +7,19 @@ import zlib
 
 import pytest
 import torch
-from hub_cases import RUN, SEED, SIGNTOPK, SPANS, STREAM, Worker, core, first_model, same_state
+from hub_cases import (
+    PER_WORKER,
+    RUN,
+    SEED,
+    SIGNTOPK,
+    SPANS,
+    STREAM,
+    Worker,
+    core,
+    first_model,
+    same_state,
+    told,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer_talks import same_bits
@@ -31,6 +43,8 @@ HUBS = [
     tw.Hub(outer=tw.DelayedNesterov(lr=0.5, every=3), downlink=STREAM),
     tw.Hub(counting=tw.ByWeight(), staleness=tw.Staleness(2, "scale"), downlink=tw.Exact()),
     tw.Hub(staleness=tw.Staleness(1, "refuse"), downlink=STREAM),
+    tw.Hub(downlink=PER_WORKER),
+    tw.Hub(outer=tw.Nesterov(lr=0.3), staleness=tw.Staleness(1, "refuse"), downlink=PER_WORKER),
 ]
 hubs = pytest.mark.parametrize("exchange", HUBS, ids=repr)
 
@@ -52,7 +66,7 @@ def test_a_worker_ends_with_the_bits_that_the_hub_tells_of(exchange: tw.Hub) -> 
     workers = [Worker(hub, f"w{n}", weight=n + 1.0) for n in range(3)]
     for who in order(120):
         workers[who].say()
-        same_bits(workers[who].state.anchor, hub.state.anchor)
+        same_bits(workers[who].state.anchor, told(hub, workers[who]))
         assert int(workers[who].state.mem["version"]) == hub.state.version
 
 
@@ -204,7 +218,8 @@ def test_the_streams_downlink_does_not_grow_with_the_workers() -> None:
 
 
 def test_an_update_sent_again_is_answered_and_not_applied_again() -> None:
-    for exchange in HUBS:
+    # Which `PerWorker` answers with the whole model.
+    for exchange in (hub for hub in HUBS if hub.downlink != PER_WORKER):
         hub = core(exchange)
         w = Worker(hub, "w")
         w.say()
@@ -369,7 +384,7 @@ def test_any_life_of_a_hub_is_its_records(data) -> None:
                 assert hub.update(name, base, frame, now).record is None
         elif live:
             records += worker.say(now)
-            same_bits(worker.state.anchor, hub.state.anchor)
+            same_bits(worker.state.anchor, told(hub, worker))
     again = Core(exchange, SIGNTOPK, SPANS, SEED, RUN, first_state(exchange, first_model()))
     for record in records:
         again.replay(record)

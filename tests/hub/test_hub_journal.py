@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_cases import SIGNTOPK, STREAM, Worker, core, same_state
+from hub_cases import PER_WORKER, SIGNTOPK, STREAM, Worker, core, same_state
 
 import thinwire as tw
 from thinwire.errors import ConfigError
@@ -233,6 +233,7 @@ def test_a_folder_lasts_or_says_why_it_cannot_be_had(tmp_path: Path, monkeypatch
     [
         tw.Hub(downlink=tw.Exact(memory=300)),
         tw.Hub(downlink=STREAM),
+        tw.Hub(downlink=PER_WORKER),
         tw.Hub(outer=tw.DelayedNesterov(every=2), downlink=tw.Exact()),
     ],
     ids=repr,
@@ -244,7 +245,7 @@ def test_a_state_goes_to_bytes_and_back(exchange: tw.Hub) -> None:
         workers[n % 2].say()
     content = b"".join(encode(hub.state, ABOUT))
     assert about_of(content) == ABOUT
-    state = decode(content, exchange.downlink.memory)
+    state = decode(content, exchange.downlink.repeats)
     same_state(state, hub.state)
     # What was encoded does not change with the state.
     parts = encode(hub.state, ABOUT)

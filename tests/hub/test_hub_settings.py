@@ -17,13 +17,17 @@ from thinwire.hub.meter import Meter, escape, prometheus
 from thinwire.hub.settings import HubSettings, difference, read_description, spans_of
 from thinwire.parameters import described
 
+KEPT = {"memory": 100}
 ALL = [
     HubSettings(),
     HubSettings(H=tw.RandomGaps(4), seconds=1.5, seed=9),
     HubSettings(H=((0, 1), (10, 8)), compressor=tw.Sign()),
     HubSettings(exchange=tw.Hub(tw.NoFeedback(), tw.DelayedNesterov(), tw.FixedN(3))),
-    chosen_settings(8, True, 2.0, 0.02, 0.0, 100, "weight", 5, "scale", "nesterov", 1),
-    chosen_settings(8, False, None, 0.02, 0.1, 100, "7", None, "accept", "delayed-nesterov", 1),
+    chosen_settings(8, True, 2.0, 0.02, 0.0, False, KEPT, "weight", 5, "scale", "nesterov", 1),
+    chosen_settings(
+        8, False, None, 0.02, 0.1, False, {}, "7", None, "accept", "delayed-nesterov", 1
+    ),
+    chosen_settings(8, False, None, 0.02, 0.1, True, KEPT, "live", None, "accept", "average", 1),
 ]
 
 
@@ -48,9 +52,14 @@ def test_settings_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
         read_settings(tmp_path / "none.json")
     for more in ({"outer": "adam"}, {"count": "all"}):
         asked = {"count": "live", "outer": "average", **more}
-        head, tail = (8, False, None, 0.01, 0.01, 0, asked["count"]), (None, "accept")
+        head, tail = (8, False, None, 0.01, 0.01, False, {}, asked["count"]), (None, "accept")
         with pytest.raises(ConfigError, match="choose one of"):
             chosen_settings(*head, *tail, asked["outer"], 0)
+
+
+def test_exact_replies_and_residuals_are_not_asked_for_at_once() -> None:
+    with pytest.raises(ConfigError, match="--down 0 asks for exact replies"):
+        chosen_settings(8, False, None, 0.01, 0.0, True, {}, "live", None, "accept", "average", 0)
 
 
 def test_shapes_of_described_tensors_are_read_back() -> None:

@@ -38,11 +38,15 @@ def hub(
     ] = None,
     density: Annotated[float, typer.Option(help="SignTopK's kept fraction, up.")] = 0.01,
     down: Annotated[
-        float, typer.Option(help="Kept fraction of the shared stream, down; 0: exact replies.")
+        float, typer.Option(help="Kept fraction of what comes down; 0: exact replies.")
     ] = 0.01,
+    per_worker: Annotated[
+        bool, typer.Option(help="A residual for each worker in place of the shared stream.")
+    ] = False,
     memory: Annotated[
-        str, typer.Option(help="Bytes kept to repeat what was said: 64MiB, 100MB.")
-    ] = "64MiB",
+        str | None,
+        typer.Option(help="Bytes kept to repeat what was said (64MiB), or of residuals (1GiB)."),
+    ] = None,
     count: Annotated[
         str, typer.Option(help="Divide an update by: live, weight, or a number N.")
     ] = "live",
@@ -93,12 +97,23 @@ def hub(
 
     torch.set_num_threads(1)
     tell(log)
-    kept = units.size(memory)
+    kept = {} if memory is None else {"memory": units.size(memory)}
     if settings is not None:
         chosen = read_settings(settings)
     else:
         chosen = chosen_settings(
-            H, random_gaps, seconds, density, down, kept, count, stale, policy, outer, seed
+            H,
+            random_gaps,
+            seconds,
+            density,
+            down,
+            per_worker,
+            kept,
+            count,
+            stale,
+            policy,
+            outer,
+            seed,
         )
     names = tuple(client_name or ())
     entry = Entry(tls_cert, tls_key, client_ca, names, read_token(token_file))
@@ -177,7 +192,8 @@ def chosen_settings(
     seconds: float | None,
     density: float,
     down: float,
-    memory: int,
+    per_worker: bool,
+    kept: dict[str, int],
     count: str,
     stale: int | None,
     policy: Any,
@@ -186,7 +202,16 @@ def chosen_settings(
 ) -> HubSettings:
     """Returns the settings that the options ask for."""
     from thinwire.compress import Sign, TopK
-    from thinwire.exchange import ByWeight, Exact, FixedN, Hub, LiveCount, Staleness, Stream
+    from thinwire.exchange import (
+        ByWeight,
+        Exact,
+        FixedN,
+        Hub,
+        LiveCount,
+        PerWorker,
+        Staleness,
+        Stream,
+    )
     from thinwire.hub.settings import HubSettings
     from thinwire.outer import Average, DelayedNesterov, Nesterov
     from thinwire.schedule import RandomGaps
@@ -199,7 +224,12 @@ def chosen_settings(
     else:
         one_of(hub, "count", count, ("live", "weight"))
         counting = LiveCount() if count == "live" else ByWeight()
-    stream = Stream(TopK(density=down) >> Sign(), memory=memory) if down else Exact(memory=memory)
+    if per_worker and not down:
+        raise ConfigError("--down 0 asks for exact replies, and --per-worker for compressed ones")
+    downlink: Any = Exact(**kept)
+    if down:
+        kind = PerWorker if per_worker else Stream
+        downlink = kind(TopK(density=down) >> Sign(), **kept)
     return HubSettings(
         H=RandomGaps(H) if random_gaps else H,
         seconds=seconds,
@@ -208,7 +238,7 @@ def chosen_settings(
             outer=outers[outer](),
             counting=counting,
             staleness=Staleness(stale, policy),
-            downlink=stream,
+            downlink=downlink,
         ),
         seed=seed,
     )

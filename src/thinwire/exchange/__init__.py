@@ -11,7 +11,15 @@ from thinwire.exchange.feedback import Feedback, NoFeedback
 from thinwire.exchange.gather import Gather
 from thinwire.exchange.gossip import Gossip
 from thinwire.exchange.hub import Hub
-from thinwire.exchange.hub_rules import ByWeight, Exact, FixedN, LiveCount, Staleness, Stream
+from thinwire.exchange.hub_rules import (
+    ByWeight,
+    Exact,
+    FixedN,
+    LiveCount,
+    PerWorker,
+    Staleness,
+    Stream,
+)
 from thinwire.exchange.marsit import Marsit
 from thinwire.exchange.ring import Ring
 from thinwire.exchange.server import Server
@@ -36,6 +44,7 @@ __all__ = [
     "Marsit",
     "Memory",
     "NoFeedback",
+    "PerWorker",
     "Ring",
     "Server",
     "Staleness",

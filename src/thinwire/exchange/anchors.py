@@ -27,6 +27,8 @@ class Form(IntEnum):
     """The messages applied since, in their order, as they came."""
     STREAM = 3
     """The frames of the hub's one shared stream since, in their order."""
+    RESIDUAL = 4
+    """As much of what this one worker is owed as one message says."""
 
 
 @dataclass(frozen=True)

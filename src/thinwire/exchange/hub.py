@@ -25,7 +25,15 @@ from thinwire.exchange.feedback import (
     said_bound,
     say,
 )
-from thinwire.exchange.hub_rules import Counting, Downlink, Exact, LiveCount, Staleness, Stream
+from thinwire.exchange.hub_rules import (
+    Counting,
+    Downlink,
+    Exact,
+    LiveCount,
+    PerWorker,
+    Staleness,
+    Stream,
+)
 from thinwire.flat import Spans, Vector
 from thinwire.host import Bytes
 from thinwire.keys import SHARED, Key
@@ -53,7 +61,7 @@ class Hub(Exchange):
 
     Price: 2 steps; a worker sends |C| and receives at most the whole model. Memory: the residual,
     one d-vector; the hub its model, and with a `Stream` its own residual, with `Exact` when each
-    entry last changed.
+    entry last changed, with `PerWorker` what each worker holds.
 
     Args:
         feedback: of the workers.
@@ -81,12 +89,17 @@ class Hub(Exchange):
         of_kind(self, "outer", self.outer, Outer)
         of_kind(self, "counting", self.counting, Counting)
         of_kind(self, "staleness", self.staleness, Staleness)
-        of_kind(self, "downlink", self.downlink, Exact, Stream)
+        of_kind(self, "downlink", self.downlink, Exact, Stream, PerWorker)
 
     def check(self, compressor: Compressor, spans: Spans) -> None:
         check_feedback(self.feedback, compressor, spans, "Hub, uplink")
-        if isinstance(self.downlink, Stream):
+        if isinstance(self.downlink, Stream | PerWorker):
             check_feedback(Feedback(), self.downlink.compressor, spans, "Hub, downlink")
+        if isinstance(self.downlink, PerWorker) and self.downlink.memory < 4 * spans.d:
+            raise ConfigError(
+                f"{self.downlink!r} has no room for what a single worker holds, 4 bytes for each "
+                f"of {spans.d} entries; give it memory={4 * spans.d} for every worker"
+            )
 
     def init(self, here: Here) -> Memory:
         if here.N:
@@ -128,17 +141,29 @@ class Hub(Exchange):
             x = decode_values(reader, head.form, anchor)
         else:
             x = anchor.clone()
-            for version in range(head.since, head.version):
-                if head.form is Form.UPDATES:
-                    self._repeat(x, reader, here)
-                elif isinstance(self.downlink, Stream):
-                    next_frame(x, self.downlink.compressor, version, reader, here)
-                else:
-                    reader.fail(f"a stream does not fit downlink={self.downlink!r}")
+            if head.form is Form.RESIDUAL:
+                self._make_up(x, reader, here)
+            else:
+                self._go_on(x, head, reader, here)
             if kernels.active().first_nonfinite(x, here.spans.starts) >= 0:
                 reader.fail("the model it makes is not finite")
         reader.end()
         return x
+
+    def _make_up(self, x: Tensor, reader: Reader, here: Here) -> None:
+        if not isinstance(self.downlink, PerWorker):
+            reader.fail(f"a residual of one worker does not fit downlink={self.downlink!r}")
+        C, key = self.downlink.compressor, reply_key(here.key.seed, here.round, here.rank)
+        C.accumulate(x, unpack(reader, C, here.spans, key))
+
+    def _go_on(self, x: Tensor, head: Head, reader: Reader, here: Here) -> None:
+        for version in range(head.since, head.version):
+            if head.form is Form.UPDATES:
+                self._repeat(x, reader, here)
+            elif isinstance(self.downlink, Stream):
+                next_frame(x, self.downlink.compressor, version, reader, here)
+            else:
+                reader.fail(f"a stream does not fit downlink={self.downlink!r}")
 
     def _repeat(self, x: Tensor, reader: Reader, here: Here) -> None:
         if not isinstance(self.downlink, Exact) or self.outer != Average():
@@ -200,6 +225,11 @@ def next_frame(x: Tensor, C: Compressor, version: int, reader: Reader, here: Her
 def stream_key(seed: int, version: int) -> Key:
     """Returns the key of the hub's draws for the frame after `version`."""
     return Key(seed, version, SHARED, MASTER_PART)
+
+
+def reply_key(seed: int, sequence: int, number: int) -> Key:
+    """Returns the key of the hub's draws for its answer to that update of a worker."""
+    return Key(seed, sequence, number, MASTER_PART)
 
 
 def is_plain(outer: Outer) -> bool:

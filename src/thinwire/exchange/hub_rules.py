@@ -104,6 +104,11 @@ class Exact(Value):
     def __post_init__(self) -> None:
         whole(self, "memory", self.memory, 0, 1 << 44)
 
+    @property
+    def repeats(self) -> int:
+        """Bytes of past messages that a hub keeps."""
+        return self.memory
+
 
 @dataclass(frozen=True, repr=False)
 class Stream(Value):
@@ -131,8 +136,41 @@ class Stream(Value):
         if self.every is not None:
             whole(self, "every", self.every, 1, 1 << 20)
 
+    @property
+    def repeats(self) -> int:
+        """Bytes of past messages that a hub keeps."""
+        return self.memory
 
-Downlink = Exact | Stream
+
+@dataclass(frozen=True, repr=False)
+class PerWorker(Value):
+    """One compressed message a reply, with a residual for each worker.
+
+    The hub keeps what each worker holds, y; a reply says C(x - y), x the hub's model, and y moves
+    by it. So a reply makes up for all that a worker missed, in one message, however long it was
+    away, where a `Stream` has it hear every frame. The price: d floats a worker, and a pass over
+    d entries a reply.
+
+    Args:
+        compressor: of the replies, with feedback.
+        memory: bytes of what workers hold; beyond it who was answered longest ago is forgotten,
+            and hears the whole model next. A restarted hub has forgotten all.
+    """
+
+    compressor: Compressor = field(default_factory=lambda: TopK(density=0.01) >> Sign())
+    memory: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        of_kind(self, "compressor", self.compressor, Compressor)
+        whole(self, "memory", self.memory, 0, 1 << 44)
+
+    @property
+    def repeats(self) -> int:
+        """Bytes of past messages that a hub keeps."""
+        return 0
+
+
+Downlink = Exact | Stream | PerWorker
 """How a hub says its model to the workers."""
 
 

@@ -65,7 +65,7 @@ class Core:
         self.members = Members(self.state, self.timeout, self.most_live)
         self.heard = self.members.heard
         self._reach = Reach(self.state)
-        self._replies = Replies(self.run, self.exchange)
+        self._replies = Replies(self.run, self.exchange, self.spans, self.seed)
         self._steps = Steps(self.compressor, self.spans, is_plain(self.exchange.outer))
         self._speaker: Speaker | None = None
         if isinstance(self.exchange.downlink, Stream):
@@ -78,6 +78,11 @@ class Core:
         """Workers that are here."""
         return self.members.live
 
+    @property
+    def room(self) -> float:
+        """Workers whose residuals are kept at once; infinite where the hub keeps none."""
+        return self._replies.room
+
     def join(self, name: str, weight: float, now: float) -> tuple[Member, Record | None]:
         """Returns the member of that name, live, and the record if that is news.
 
@@ -88,6 +93,8 @@ class Core:
 
     def leave(self, name: str) -> Record | None:
         """Marks a worker as gone and returns the record, if it was here."""
+        if (member := self.state.members.get(name)) is not None:
+            self._replies.forget(member.number)
         return self.members.leave(name)
 
     def tick(self, now: float) -> list[str]:
@@ -97,7 +104,7 @@ class Core:
     def whole(self, number: int) -> bytes:
         """Returns the ANCHOR frame that says all of the model that workers are told."""
         self.state.members[self.members.names[number]].stamp = self.state.stamp
-        return self._replies.whole(self.state)
+        return self._replies.whole(self.state, number)
 
     def update(self, name: str, base: int, frame: bytes, now: float) -> Taken:
         """Applies one update, or repeats the answer to the last one; see `updates`.
@@ -209,6 +216,7 @@ class Core:
         self.heard[said.name] = said.now
         sequence, check = judge(said.frame, said.base, member, said.name, self.run, s.version)
         if sequence < member.sequence:
+            self._replies.forget(member.number)  # The answer that it asks for again was lost.
             return Taken(self._reply(member, sequence, said.base), None, 0)
         staleness = s.applied - s.stamp_of(member, said.base)
         divisor = self._divisor(member, staleness)
@@ -262,7 +270,7 @@ class Core:
 
     def _reply(self, member: Member, sequence: int, base: int) -> tuple[bytes, ...]:
         member.stamp = self.state.stamp
-        return self._replies.reply(self.state, sequence, base, member.taken)
+        return self._replies.reply(self.state, member, sequence, base)
 
     def _step(self, member: Member, index: Tensor | None, step: Tensor) -> Tensor | None:
         """Moves the model; returns which entries may have changed, None for all."""

@@ -119,7 +119,7 @@ class HubServer:
         else:
             about = about_of(snapshot)
             check_same_run(about, self._as_json(0), self.folder)
-            run, state = about["run"], decode(snapshot, exchange.downlink.memory)
+            run, state = about["run"], decode(snapshot, exchange.downlink.repeats)
         core = Core(
             exchange, self.settings.compressor, self.spans, self.settings.seed, run, state,
             limits.timeout, limits.workers,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thinwire import host, kernels
 from thinwire.exchange.hub import Hub
-from thinwire.exchange.hub_rules import Exact
+from thinwire.exchange.hub_rules import Exact, Stream
 from thinwire.outer import OuterState
 
 BUCKETS = 24
@@ -188,11 +188,11 @@ def first_state(exchange: Hub, model: Tensor) -> HubState:
         exchange: the rules.
         model: (d,) float32, the first model.
     """
-    exact = isinstance(exchange.downlink, Exact)
+    exact, shared = (isinstance(exchange.downlink, kind) for kind in (Exact, Stream))
     return HubState(
         anchor=model.clone(),
-        owed=None if exact else torch.zeros_like(model),
+        owed=torch.zeros_like(model) if shared else None,
         touched=torch.zeros(len(model), dtype=torch.int64, device=host.CPU) if exact else None,
         outer=exchange.outer.init(model),
-        ring=Ring(exchange.downlink.memory),
+        ring=Ring(exchange.downlink.repeats),
     )

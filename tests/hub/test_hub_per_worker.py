@@ -1,0 +1,200 @@
+"""A residual for each worker: one message makes up for all it missed, as far as memory reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hub_cases import PER_WORKER, SIGNTOPK, SPANS, Worker, core, first_model, told
+from live_hub import join, live, train
+from peer_talks import same_bits
+
+import thinwire as tw
+from thinwire.errors import ConfigError, FrameError
+from thinwire.exchange.anchors import Form, Head
+from thinwire.hub.core import Core
+from thinwire.hub.settings import HubSettings
+from thinwire.wire.body import Reader
+
+EXCHANGE = tw.Hub(downlink=PER_WORKER)
+BODY = 26 + 18
+"""Where an answer's body begins, behind two heads."""
+
+
+def form(worker: Worker) -> Form:
+    assert worker.last is not None
+    return Head.read(Reader(worker.last[2][26:], "answer")).form
+
+
+def test_an_answer_says_the_largest_of_what_its_worker_is_owed() -> None:
+    downlink = tw.PerWorker(tw.TopK(k=5, scope="global"))
+    hub = core(tw.Hub(downlink=downlink))
+    workers = [Worker(hub, f"w{n}") for n in range(3)]
+    held = [first_model().numpy().copy() for _ in workers]
+    draws = torch.randint(3, (60,), generator=torch.Generator().manual_seed(4))
+    for who in draws.tolist():
+        workers[who].say()
+        owed = hub.state.anchor.numpy() - held[who]
+        largest = (-abs(owed)).argsort(kind="stable")[:5]
+        held[who][largest] += owed[largest]
+        same_bits(workers[who].state.anchor, torch.from_numpy(held[who]))
+
+
+def test_an_answer_is_as_long_after_a_hundred_updates_as_after_one() -> None:
+    hub = core(tw.Hub(downlink=tw.PerWorker(SIGNTOPK)))
+    slow, fast = Worker(hub, "slow"), Worker(hub, "fast")
+    for _ in range(100):
+        fast.say()
+    slow.say()
+    fast.say()
+    lengths = [len(worker.last[2]) for worker in (slow, fast)]
+    assert form(slow) is form(fast) is Form.RESIDUAL
+    assert max(lengths) <= BODY + SIGNTOPK.nbytes(SPANS)
+    # And it has brought the slow one nearer.
+    assert not torch.equal(slow.state.anchor, first_model())
+
+
+def test_what_is_owed_comes_in_the_end() -> None:
+    hub = core(EXCHANGE)
+    one, other = Worker(hub, "one"), Worker(hub, "other")
+    for _ in range(20):
+        other.say()
+    owed = [float((hub.state.anchor - one.state.anchor).norm())]
+    for _ in range(60):
+        # It has learned nothing; what it still owes the hub goes meanwhile.
+        one.say(params=one.state.anchor.clone())
+        owed.append(float((hub.state.anchor - one.state.anchor).norm()))
+    assert owed[-1] < 0.02 * max(owed)
+
+
+def test_who_was_answered_longest_ago_is_forgotten_and_hears_the_whole_model() -> None:
+    hub = core(EXCHANGE)
+    a, b, c = (Worker(hub, name) for name in "abc")
+    a.say()  # It joined first, and two others have joined since.
+    assert form(a) is Form.WHOLE
+    same_bits(a.state.anchor, hub.state.anchor)
+    c.say()
+    a.say()
+    assert form(c) is form(a) is Form.RESIDUAL
+    b.say()
+    assert form(b) is Form.WHOLE
+    for worker in (b, a):
+        same_bits(worker.state.anchor, told(hub, worker))
+
+
+def test_an_answer_that_was_lost_is_told_whole() -> None:
+    hub = core(EXCHANGE)
+    worker = Worker(hub, "w")
+    for _ in range(3):
+        worker.say()
+    before = worker.state
+    worker.say()
+    base, frame, _ = worker.last
+    again = hub.update("w", base, frame, 0.0)
+    assert again.record is None
+    reply = b"".join(again.reply)
+    assert Head.read(Reader(reply[26:], "answer")).form is Form.WHOLE
+    assert reply[BODY:] == bytes(hub.state.anchor.numpy())
+    # So it is after a refused one, whose version is the one before.
+    assert int(before.mem["version"]) < hub.state.version
+
+
+def test_a_hub_that_comes_back_tells_the_whole_model_once() -> None:
+    hub = core(EXCHANGE)
+    worker = Worker(hub, "w")
+    records = list(worker.records)
+    for _ in range(4):
+        records += worker.say()
+    worker.hub = again = core(EXCHANGE)
+    for record in records:
+        again.replay(record)
+    same_bits(again.state.anchor, hub.state.anchor)
+    worker.say()
+    assert form(worker) is Form.WHOLE
+    worker.say()
+    assert form(worker) is Form.RESIDUAL
+    same_bits(worker.state.anchor, told(again, worker))
+
+
+def test_a_worker_that_left_leaves_its_place_to_another() -> None:
+    hub = core(EXCHANGE)
+    a, b = Worker(hub, "a"), Worker(hub, "b")
+    hub.leave("a")
+    Worker(hub, "c")
+    b.say()
+    assert form(b) is Form.RESIDUAL
+    a.join(1.0)
+    a.say()
+    assert form(a) is Form.RESIDUAL
+
+
+def test_a_refused_update_is_answered_with_what_is_owed() -> None:
+    stale = tw.Staleness(0, "refuse")
+    hub = core(tw.Hub(downlink=PER_WORKER, staleness=stale))
+    slow, fast = Worker(hub, "slow"), Worker(hub, "fast")
+    fast.say()
+    slow.say()
+    assert (hub.state.refused, form(slow)) == (1, Form.RESIDUAL)
+    same_bits(slow.state.anchor, told(hub, slow))
+
+
+def test_no_room_for_one_worker_is_said_before_it_begins(tmp_path: Path) -> None:
+    least = 4 * SPANS.d
+    tw.Hub(downlink=tw.PerWorker(memory=least)).check(SIGNTOPK, SPANS)
+    with pytest.raises(ConfigError, match=f"memory={least} for every worker"):
+        tw.Hub(downlink=tw.PerWorker(memory=least - 1)).check(SIGNTOPK, SPANS)
+    with pytest.raises(ConfigError, match="Hub, downlink"):
+        tw.Hub(downlink=tw.PerWorker(tw.QSGD(bits=2, scale="none"))).check(SIGNTOPK, SPANS)
+
+
+def test_an_answer_of_another_kind_is_refused() -> None:
+    mine, others = core(EXCHANGE), core(tw.Hub(downlink=tw.Stream(SIGNTOPK, every=1)))
+    spoken = []
+    for hub in (mine, others):
+        worker = Worker(hub, "w")
+        worker.say()
+        worker.say()
+        spoken.append((worker, worker.last[2]))
+    for (worker, _), (_, reply), what in zip(
+        spoken, reversed(spoken), ("a stream does not fit", "one worker does not fit"), strict=True
+    ):
+        at, head = Reader(reply[26:], "answer"), Head.read(Reader(reply[26:], "answer"))
+        at.take(18, "head")
+        with pytest.raises(FrameError, match=what):
+            worker.hub.exchange.apply(worker.state.anchor, head, at, worker.here(1))
+
+
+@pytest.mark.network
+def test_workers_train_on_a_live_hub_with_residuals_of_their_own(tmp_path: Path) -> None:
+    exchange = tw.Hub(downlink=tw.PerWorker(tw.TopK(density=0.3) >> tw.Sign()))
+    with live(tmp_path, settings=HubSettings(2, None, SIGNTOPK, exchange)) as hub:
+        joined = [join(hub, seed) for seed in range(2)]
+        for turn in range(12):
+            for seed, (optimizer, model) in enumerate(joined):
+                train(optimizer, model, 1, 10 * turn + seed)
+        replicas = hub.server.core._replies._replicas
+        assert replicas is not None
+        for number, (optimizer, _) in enumerate(joined, 1):
+            same_bits(optimizer.anchor, replicas._held[number][1])
+            optimizer.leave()
+        assert hub.state.applied == 24
+
+
+@pytest.mark.network
+def test_more_workers_than_residuals_is_said_in_the_log(tmp_path: Path, caplog) -> None:
+    exchange = tw.Hub(downlink=tw.PerWorker(SIGNTOPK, memory=4 * 47))
+    settings = HubSettings(2, None, SIGNTOPK, exchange)
+    with caplog.at_level("WARNING", "thinwire.hub"), live(tmp_path, settings=settings) as hub:
+        first, _ = join(hub, 0)
+        assert "residuals" not in caplog.text
+        second, _ = join(hub, 1)
+        assert "2 workers are here, and there is memory for the residuals of 1" in caplog.text
+        first.leave()
+        second.leave()
+
+
+def test_a_core_of_other_rules_holds_nobody() -> None:
+    hub: Core = core(tw.Hub(downlink=tw.Exact()))
+    Worker(hub, "w").say()
+    assert hub._replies._replicas is None
