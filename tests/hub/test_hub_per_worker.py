@@ -117,6 +117,28 @@ def test_a_hub_that_comes_back_tells_the_whole_model_once() -> None:
     same_bits(worker.state.anchor, told(again, worker))
 
 
+def test_a_model_that_another_process_was_told_is_not_what_this_one_holds() -> None:
+    hub = core(EXCHANGE)
+    first, other = Worker(hub, "w"), Worker(hub, "other")
+    for _ in range(3):
+        other.say()
+        first.say()
+    # Another process of its name joins, is told the same version, and dies; the first returns.
+    hub.join("w", 1.0, 0.0)
+    hub.whole(first.number)
+    assert int(first.state.mem["version"]) == hub.state.version
+    assert not torch.equal(first.state.anchor, hub.state.anchor)
+    hub.back(first.number)
+    first.say()
+    assert form(first) is Form.WHOLE
+    # Who was answered since it joined is who it was.
+    hub.back(first.number)
+    other.say()
+    first.say()
+    assert form(first) is Form.RESIDUAL
+    same_bits(first.state.anchor, told(hub, first))
+
+
 def test_a_worker_that_left_leaves_its_place_to_another() -> None:
     hub = core(EXCHANGE)
     a, b = Worker(hub, "a"), Worker(hub, "b")

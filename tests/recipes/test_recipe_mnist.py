@@ -83,10 +83,31 @@ def test_tables_and_goals_say_what_was_measured() -> None:
     (line,) = [line for line in mnist_table.table(found["a"]) if line.startswith("| SignTopK, H=8")]
     assert "2/2" in line
     assert "1000.0x / 1000.0x" in line
-    goals = mnist_table.verdict(found)
-    assert any("SignTopK, H=8 against SGD, bits | 1000x | 1000x | met" in g for g in goals)
+    goals = mnist_table.verdict(found, {})
+    assert any("SignTopK, H=8 against SGD, bits | 1000x | 1000x +- 0 | met" in g for g in goals)
     assert any("MISSED" in g for g in goals)
     assert "Measured: 8.00x and 1000x with one shared step size" in mnist_table.reading(found)[0]
+
+
+def test_a_goal_too_close_to_call_is_decided_by_more_seeds() -> None:
+    def look(setting: Setting) -> dict[str, object]:
+        own, vanilla = setting.preset == "qsparse_async", setting.preset == "vanilla"
+        # By the first five seeds 7.9, and 8.1 by twenty.
+        cost = (5.0 / 7.9 if setting.seed < 5 else 5.0 / 8.17) if own else 5.0
+        cost = (5000.0 if vanilla else cost) * (1.05 if setting.seed % 2 else 0.95)
+        return {"step": 100, "bits": cost * 1e6, "uplink": cost * 1e3, "reached": True}
+
+    names = {"SGD", "TopK, H=1", "SignTopK, gaps in [1, 8]"}
+    schemes = [s for s in SCHEMES if s.name in names]
+    found = mnist_table.rows(schemes, range(5), 100, look)
+    again = mnist_table.settings_again(found, schemes, range(5), 100, look)
+    assert {s.name for s, _ in again["a"]} == names - {"SGD"}
+    assert again["b"] == []
+    more = {"a": [mnist_table.row(s, at, range(20), look) for s, at in again["a"]]}
+    (line,) = [g for g in mnist_table.verdict(found, more) if "8x |" in g]
+    assert "| 8.10x +- 0.13 by 20 seeds; 7.9" in line
+    assert line.endswith("| met |")
+    assert not any(mnist_table.settings_again(found, schemes, range(20), 100, look).values())
 
 
 def test_two_seeds_choose_a_step_size_and_all_of_them_measure_it() -> None:

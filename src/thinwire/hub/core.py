@@ -106,6 +106,10 @@ class Core:
         self.state.members[self.members.names[number]].stamp = self.state.stamp
         return self._replies.whole(self.state, number)
 
+    def back(self, number: int) -> None:
+        """Is told that a worker comes back with the model it holds."""
+        self._replies.back(number)
+
     def update(self, name: str, base: int, frame: bytes, now: float) -> Taken:
         """Applies one update, or repeats the answer to the last one; see `updates`.
 

@@ -29,18 +29,29 @@ class Replicas:
         self._C, self._spans, self._seed = downlink.compressor, spans, seed
         self.room = downlink.memory // (4 * spans.d)
         self._held: OrderedDict[int, tuple[int, Tensor]] = OrderedDict()
+        self._joined: set[int] = set()
 
-    def hold(self, number: int, version: int, x: Tensor) -> None:
-        """Notes that a worker is told all of x, at that version."""
+    def hold(self, number: int, version: int, x: Tensor, joins: bool) -> None:
+        """Notes that a worker is told all of x, at that version; as it joins, or as an answer."""
         held = self._held.pop(number, None)
         y = x.clone() if held is None else held[1].copy_(x)
         while len(self._held) >= self.room:
             self._held.popitem(last=False)
         self._held[number] = version, y
+        (self._joined.add if joins else self._joined.discard)(number)
 
     def forget(self, number: int) -> None:
         """Notes that nobody knows what a worker holds."""
         self._held.pop(number, None)
+
+    def back(self, number: int) -> None:
+        """Notes that a worker comes back with a model of its own.
+
+        One that has said nothing since it joined may not be who was told the model then, but
+        an earlier process of its name.
+        """
+        if number in self._joined:
+            self.forget(number)
 
     def make_up(
         self, number: int, sequence: int, base: int, version: int, x: Tensor
@@ -67,4 +78,5 @@ class Replicas:
             return None
         self._held[number] = version, y
         self._held.move_to_end(number)
+        self._joined.discard(number)
         return body

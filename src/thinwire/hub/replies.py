@@ -42,7 +42,7 @@ class Replies:
         """Returns the frame that tells a worker all of the model that workers are told."""
         head = Head(s.version, s.version, True, Form.WHOLE)
         if self._replicas is not None:
-            self._replicas.hold(number, s.version, s.anchor)
+            self._replicas.hold(number, s.version, s.anchor, joins=True)
         return seal(Kind.ANCHOR, Address(self._run, 0, HUB), head.pack(), as_bytes(s.anchor))
 
     @property
@@ -54,6 +54,11 @@ class Replies:
         """Is told that a worker may not hold what it was told last."""
         if self._replicas is not None:
             self._replicas.forget(number)
+
+    def back(self, number: int) -> None:
+        """Is told that a worker comes back with a model of its own."""
+        if self._replicas is not None:
+            self._replicas.back(number)
 
     def reply(self, s: HubState, member: Member, sequence: int, base: int) -> tuple[bytes, ...]:
         """Returns the frame for a worker that holds version `base`, in parts.
@@ -84,7 +89,7 @@ class Replies:
         body = self._replicas.make_up(number, sequence, *given)
         if body is not None:
             return seal(Kind.ANCHOR, at, head.pack(), body)
-        self._replicas.hold(number, s.version, s.anchor)
+        self._replicas.hold(number, s.version, s.anchor, joins=False)
         return seal(Kind.ANCHOR, at, replace(head, form=Form.WHOLE).pack(), as_bytes(s.anchor))
 
     def repeats(self, s: HubState, base: int, more: int) -> bool:

@@ -136,6 +136,8 @@ class Service:
         def enter() -> tuple[tuple[int, int, bytes, bool], list[Record]]:
             member, record = core.join(name, hello.weight, time.monotonic())
             model = core.whole(member.number) if joins else b""
+            if not joins:
+                core.back(member.number)
             told = member.number, member.sequence, model, record is not None
             return told, [record] if record else []
 
