@@ -59,14 +59,15 @@ class Worker:
         member, record = self.hub.join(self.name, self.weight, now)
         self.records = [record.content] if record else []
         self.number = member.number
-        here = self.here(member.sequence)
-        mem = {**self.hub.exchange.init(here)}
-        whole = self.hub.whole(member.number)
-        version = int.from_bytes(whole[26:34], "little")
-        x = torch.frombuffer(bytearray(whole[26 + 18 :]), dtype=torch.float32)
-        mem["version"] = torch.tensor([version])
-        self.state = RoundState(x, mem, {}, member.sequence)
+        mem = {**self.hub.exchange.init(self.here(member.sequence))}
+        self.adopt(self.hub.whole(member.number), mem, member.sequence)
         self.draws = torch.Generator().manual_seed(100 + self.number + 1000 * member.sequence)
+
+    def adopt(self, whole: bytes, mem: dict[str, torch.Tensor], sequence: int) -> None:
+        """Takes a whole model as it was told."""
+        version = int.from_bytes(whole[34:42], "little")
+        x = torch.frombuffer(bytearray(whole[26 + 18 :]), dtype=torch.float32)
+        self.state = RoundState(x, {**mem, "version": torch.tensor([version])}, {}, sequence)
 
     def here(self, round: int) -> Here:
         key = Key(SEED, round, self.number)

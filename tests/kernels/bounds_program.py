@@ -69,25 +69,23 @@ def bodies_cases(draw: random.Random) -> None:
     bodies = [body, *neighbours(body, draw)]
     ends = torch.tensor([len(b) for b in bodies]).cumsum(0)
     cut = counts, starts, starts, index_bytes_bound(counts, starts)
-    shape = BodyShape(*cut, 1, width, 1, torch.tensor([0, n]))
-    low, x = torch.ones(1, 1).double(), torch.zeros(int(starts[1]))
+    units = torch.tensor([[1.0, 1.0]]).double()
+    shape = BodyShape(*cut, units, width, 1, torch.tensor([0, n]))
+    x = torch.zeros(int(starts[1]))
     marked, touched = Marked.over(x, starts), torch.zeros(len(x), dtype=torch.int64)
-    for n, one in enumerate(bodies):
-        given = one, torch.tensor([len(one)]), shape
-        cpu.read_scales(*given)
-        steps = *given, low, low, torch.ones(1), 1e30
+    for number, one in enumerate(bodies):
+        steps = one, torch.tensor([len(one)]), shape, torch.ones(1), 1e30
         done = [
             cpu.subtract_bodies(x, *steps, None, 0),
             cpu.subtract_bodies(x, *steps, touched, 0),
             cpu.subtract_bodies(marked, *steps, None, 0),
         ]
-        assert n or all(len(sizes) == 1 for sizes in done)
+        assert number or all(len(sizes) == 1 for sizes in done)
         few = torch.tensor([draw.choice([1, int(starts[1]) // 100])])
         places, kept = cpu.pick_marked(marked, starts, few)
         x[places] -= kept
-    long = low.repeat(len(bodies), 1)
-    cpu.subtract_bodies(x, torch.cat(bodies), ends, shape, long, long, long.view(-1).float(), 1e30,
-                        None, 0)  # fmt: skip
+    divisors = torch.ones(len(bodies))
+    cpu.subtract_bodies(x, torch.cat(bodies), ends, shape, divisors, 1e30, None, 0)
 
 
 def neighbours(data: torch.Tensor, draw: random.Random) -> list[torch.Tensor]:
@@ -116,7 +114,6 @@ def main() -> None:
         cpu_entropy_decode._decode,
         cpu_entropy_decode._read_table,
         cpu_index_decode.read_index,
-        cpu_bodies._read_scales,
         cpu_bodies._subtract_bodies,
         cpu_marked._look,
         cpu_marked._renew,

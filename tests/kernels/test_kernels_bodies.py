@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 from kernel_cases import same
 
 import thinwire as tw
-from thinwire.compress import Codes, Compressor
+from thinwire.compress import Compressor
 from thinwire.flat import Spans
+from thinwire.hub.steps import Steps
 from thinwire.kernels import BodyShape, Marked, cpu, reference
 from thinwire.wire.body import Reader, pack, unpack
 
@@ -21,6 +24,7 @@ OPERATORS: list[Compressor] = [
     tw.TopK(k=5) >> tw.Sign(),
     tw.TopK(density=0.1, scope="global") >> tw.Sign(bucket=7),
     tw.TopK(k=3, scope="chunk", chunk=64) >> tw.QSGD(bits=3, coding="fixed"),
+    tw.TopK(k=6) >> tw.Levels(7, coding="fixed"),
     tw.TopK(density=1.0) >> tw.Sign(),
 ]
 
@@ -37,10 +41,10 @@ def laid_out(bodies: list[bytes]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shape_of(C: Compressor) -> BodyShape:
-    at, quantizer = C.layout(SPANS), C.quantizer
-    cut = at.counts, at.groups, at.domains, at.index_bytes
-    codes = quantizer.scales * at.n_blocks, quantizer.width, quantizer.top
-    return BodyShape(*cut, *codes, at.blocks)
+    """The shape that a hub finds for the operator."""
+    shape = Steps(C, SPANS, True)._shape
+    assert shape is not None
+    return shape
 
 
 def altered(body: bytes, place: int, how: int) -> bytes:
@@ -52,16 +56,8 @@ def altered(body: bytes, place: int, how: int) -> bytes:
     return body[:at] + bytes([body[at] ^ 1 << how - 2]) + body[at + 1 :]
 
 
-def read(C: Compressor, bodies: list[bytes]) -> tuple[torch.Tensor, ...]:
-    """Returns data, ends, shape, lows and steps, as a hub finds them."""
-    (data, ends), at, F = laid_out(bodies), C.layout(SPANS), len(bodies)
-    scales = cpu.read_scales(data, ends, shape_of(C))
-    same(scales, reference.read_scales(data, ends, shape_of(C)))
-    none = torch.empty(0, dtype=torch.uint8)
-    codes = Codes(none, 0, C.quantizer.width, scales.view(-1, C.quantizer.scales))
-    steps = C.quantizer.steps(codes, at)
-    assert steps is not None
-    return data, ends, shape_of(C), steps.lows.view(F, -1), steps.steps.view(F, -1)
+def read(C: Compressor, bodies: list[bytes]) -> tuple[torch.Tensor, torch.Tensor, BodyShape]:
+    return *laid_out(bodies), shape_of(C)
 
 
 def both_step(given: tuple, divisors: torch.Tensor, room: float, how: str) -> list[float]:
@@ -121,37 +117,37 @@ def test_what_goes_too_far_ends_it() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     C = OPERATORS[0]
-    data, ends, *rest = read(C, bodies_of(C, 2))
+    data, ends, shape = read(C, bodies_of(C, 2))
     x, one = torch.zeros(SPANS.d), torch.ones(2)
     for table in (cpu, reference):
+        step = table.subtract_bodies
         with pytest.raises(ValueError, match="ascend"):
-            table.read_scales(data, ends - 1, shape_of(C))
-        with pytest.raises(ValueError, match="ascend"):
-            table.subtract_bodies(x, data, ends - 1, *rest, one, 9.0, None, 0)
+            step(x, data, ends - 1, shape, one, 9.0, None, 0)
         with pytest.raises(ValueError, match="contiguous"):
-            table.subtract_bodies(x[1:], data, ends, *rest, one, 9.0, None, 0)
+            step(x[1:], data, ends, shape, one, 9.0, None, 0)
         with pytest.raises(ValueError, match="touched"):
-            table.subtract_bodies(x, data, ends, *rest, one, 9.0, x, 0)
+            step(x, data, ends, shape, one, 9.0, x, 0)
         with pytest.raises(ValueError, match="divisors"):
-            table.subtract_bodies(x, data, ends, *rest, one.double(), 9.0, None, 0)
-        with pytest.raises(ValueError, match="each of their blocks"):
-            table.subtract_bodies(x, data, ends, *rest, one[:1], 9.0, None, 0)
-        with pytest.raises(ValueError, match="one shape"):
-            table.subtract_bodies(x, data, ends, rest[0], x, rest[2], one, 9.0, None, 0)
-        marked = Marked.over(x, rest[0].starts)
+            step(x, data, ends, shape, one.double(), 9.0, None, 0)
+        with pytest.raises(ValueError, match="divisors"):
+            step(x, data, ends, shape, one[:1], 9.0, None, 0)
+        marked = Marked.over(x, shape.starts)
         with pytest.raises(ValueError, match="marked, or told"):
-            table.subtract_bodies(marked, data, ends, *rest, one, 9.0, x.long(), 0)
+            step(marked, data, ends, shape, one, 9.0, x.long(), 0)
+    with pytest.raises(ValueError, match="units"):
+        replace(shape, units=shape.units.float())
 
 
 def test_a_value_that_is_not_finite_ends_it() -> None:
     C = OPERATORS[0]
-    data, ends, shape, lows, steps = read(C, bodies_of(C, 3))
-    for wrong in (float("inf"), float("nan")):
-        low = lows.clone()
-        low[1, 0] = wrong
-        assert len(both_step((data, ends, shape, low, steps), torch.ones(3), 1e30, "plain")) == 1
-    assert len(both_step((data, ends, shape, lows, steps), torch.tensor([1.0, 1.0, 0.0]), 1e30,
-                         "touched")) == 2  # fmt: skip
+    bodies = bodies_of(C, 3)
+    at = len(bodies[1]) - shape_of(C).code_bytes - shape_of(C).scale_bytes
+    for wrong in (float("inf"), float("nan"), -float("inf")):
+        bad = bodies[1][:at] + struct.pack("<f", wrong) + bodies[1][at + 4 :]
+        given = read(C, [bodies[0], bad, bodies[2]])
+        assert len(both_step(given, torch.ones(3), 1e30, "plain")) == 1
+    divisors = torch.tensor([1.0, 1.0, 0.0])
+    assert len(both_step(read(C, bodies), divisors, 1e30, "touched")) == 2
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))

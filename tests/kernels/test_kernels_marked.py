@@ -28,12 +28,14 @@ def changed(marked: Marked, g: torch.Generator, many: int, scale: float, ties: b
     for _ in range(rows):
         index = torch.randperm(d, generator=g)[:many].sort().values
         codes = torch.randint(0, 2 if ties else 256, (many,), generator=g)
-        bodies += [cpu.encode_index(index, counts, starts), cpu.pack(codes, 8)]
-    ends = torch.tensor([len(body) for body in bodies]).cumsum(0)[1::2]
+        said = torch.tensor([scale]).float().view(torch.uint8)
+        parts = cpu.encode_index(index, counts, starts), said, cpu.pack(codes, 8)
+        bodies.append(torch.cat(parts))
+    ends = torch.tensor([len(body) for body in bodies]).cumsum(0)
     bound = index_bytes_bound(counts, starts)
-    shape = BodyShape(counts, starts, starts, bound, 0, 8, 255, torch.tensor([0, many]))
-    low = torch.full((rows, 1), -scale).double()
-    given = torch.cat(bodies), ends, shape, low, -low * (2 if ties else 2 / 255)
+    units = torch.tensor([[-1.0, 2 if ties else 2 / 255]]).double()
+    shape = BodyShape(counts, starts, starts, bound, units, 8, 255, torch.tensor([0, many]))
+    given = torch.cat(bodies), ends, shape
     before = marked.x.clone()
     for table, x in ((cpu, marked), (reference, before)):
         sizes = table.subtract_bodies(x, *given, torch.full((rows,), 3.0), 1e30, None, 0)
@@ -88,11 +90,12 @@ def test_the_definition_keeps_marks_too() -> None:
     index = torch.arange(0, 5000, 7)
     many = torch.tensor([len(index)])
     bound = index_bytes_bound(many, starts)
-    shape = BodyShape(many, starts, starts, bound, 0, 8, 255, torch.tensor([0, len(index)]))
+    units = torch.tensor([[-1.0, 0.04]]).double()
+    shape = BodyShape(many, starts, starts, bound, units, 8, 255, torch.tensor([0, len(index)]))
     codes = torch.randint(0, 256, (len(index),), generator=g)
-    body = torch.cat([cpu.encode_index(index, many, starts), cpu.pack(codes, 8)])
-    low = torch.tensor([[-5.0]]).double()
-    given = body, torch.tensor([len(body)]), shape, low, low / -25, torch.ones(1)
+    said = torch.tensor([5.0]).view(torch.uint8)
+    body = torch.cat([cpu.encode_index(index, many, starts), said, cpu.pack(codes, 8)])
+    given = body, torch.tensor([len(body)]), shape, torch.ones(1)
     assert len(reference.subtract_bodies(marked, *given, 1e30, None, 0)) == 1
     marks_hold(marked)
     assert torch.equal(cpu.pick_marked(marked, starts, counts)[0],

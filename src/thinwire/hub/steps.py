@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thinwire import host, kernels
-from thinwire.compress import Codes, Compressor
+from thinwire.compress import Codes, Compressor, Layout, Quantizer
 from thinwire.exchange.anchors import changed
 from thinwire.exchange.hub import is_plain, largest, subtract
 from thinwire.flat import Spans
@@ -34,19 +34,12 @@ class Steps:
     """
 
     def __init__(self, compressor: Compressor, spans: Spans, plain: bool) -> None:
-        self._at, self._quantizer = compressor.layout(spans), compressor.quantizer
-        cut = self._at.counts, self._at.groups, self._at.domains, self._at.index_bytes
-        codes = self._quantizer.scales * self._at.n_blocks, self._quantizer.width
+        at, q = compressor.layout(spans), compressor.quantizer
         self._shape: BodyShape | None = None
-        if plain and self._has_steps(compressor) and spans.d < _LARGEST:
-            self._shape = BodyShape(*cut, *codes, self._quantizer.top, self._at.blocks)
-
-    def _has_steps(self, C: Compressor) -> bool:
-        at, q = self._at, self._quantizer
-        if not (C.sparsifier.says_index and q.scales and q.coding == "fixed"):
-            return False
-        none = Codes(host.empty(0, torch.uint8), 0, q.width, torch.ones(at.n_blocks, q.scales))
-        return q.steps(none, at) is not None
+        fixed = compressor.sparsifier.says_index and q.scales and q.coding == "fixed"
+        if plain and fixed and spans.d < _LARGEST and (units := _units(q, at)) is not None:
+            cut = at.counts, at.groups, at.domains, at.index_bytes
+            self._shape = BodyShape(*cut, units, q.width, q.top, at.blocks)
 
     @property
     def covers(self) -> bool:
@@ -77,21 +70,26 @@ class Steps:
         Returns:
             The largest magnitude of each that was taken.
         """
-        q, table, shape, F = self._quantizer, kernels.active(), self._shape, len(frames)
-        assert shape is not None
+        assert self._shape is not None
         bodies = [memoryview(frame)[HEADER:] for frame in frames]
         # Something must be there for torch to look at.
         data = torch.frombuffer(bytearray().join((*bodies, b"\0")), dtype=torch.uint8)[:-1]
         ends = torch.from_numpy(np.cumsum([len(body) for body in bodies], dtype=np.int64))
-        said = table.read_scales(data, ends, shape)
-        codes = Codes(host.empty(0, torch.uint8), 0, q.width, said.view(-1, q.scales))
-        steps = q.steps(codes, self._at)
-        assert steps is not None
-        lows, widths = steps.lows.view(F, -1), steps.steps.view(F, -1)
         by = torch.from_numpy(np.array(divisors, np.float32))
-        given = data, ends, shape, lows, widths, by, room, touched, version
-        sizes: list[float] = table.subtract_bodies(x, *given).tolist()
+        given = data, ends, self._shape, by, room, touched, version
+        sizes: list[float] = kernels.active().subtract_bodies(x, *given).tolist()
         return sizes
+
+
+def _units(q: Quantizer, at: Layout) -> Tensor | None:
+    """Returns (c, 2) float64: what each scale of a block adds to its low and to its step."""
+    none, rows = host.empty(0, torch.uint8), []
+    for scale in torch.eye(q.scales):
+        steps = q.steps(Codes(none, 0, q.width, scale.repeat(max(1, at.n_blocks), 1)), at)
+        if steps is None:
+            return None
+        rows.append(torch.stack((steps.lows[0], steps.steps[0])))
+    return torch.stack(rows)
 
 
 def stepped(

@@ -74,14 +74,9 @@ class Kernels:
     encode_codes: Callable[[Tensor, int, int], Tensor]
     decode_codes: Callable[[Tensor, int, int, int], tuple[Tensor | None, int, str]]
     accumulate: Callable[[Tensor, Tensor | None, Tensor, float], None]
-    read_scales: Callable[[Tensor, Tensor, BodyShape], Tensor]
     subtract_bodies: Callable[
-        [
-            Tensor | Marked, Tensor, Tensor, BodyShape, Tensor, Tensor, Tensor, float,
-            Tensor | None, int,
-        ],
-        Tensor,
-    ]  # fmt: skip
+        [Tensor | Marked, Tensor, Tensor, BodyShape, Tensor, float, Tensor | None, int], Tensor
+    ]
     join_crc: Callable[[int, int, int], int]
 
 

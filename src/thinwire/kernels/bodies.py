@@ -22,7 +22,8 @@ class BodyShape:
         starts: (G + 1,) int64, at most 2**31.
         domains: (S + 1,) int64, as in `encode_index`.
         index_bytes: the most bytes of an index section, as `index_bytes_bound` says.
-        scales: float32 of each body.
+        units: (c, 2) float64: c scales a block, times this, are the value of its code 0 and the
+            distance between its codes.
         width: bits per code, 1..16.
         top: the largest code there may be.
         blocks: (B + 1,) int64, where blocks of codes start.
@@ -35,7 +36,7 @@ class BodyShape:
     starts: Tensor
     domains: Tensor
     index_bytes: int
-    scales: int
+    units: Tensor
     width: int
     top: int
     blocks: Tensor
@@ -45,6 +46,8 @@ class BodyShape:
         checks.check_domains(self.domains, self.starts)
         checks.check_width(self.width)
         checks.check_starts(self.blocks, self.n)
+        if self.units.dtype != torch.float64 or self.units.dim() != 2 or self.units.shape[1] != 2:
+            raise ValueError("units must be float64, a low and a step for each scale of a block")
         if self.d > 2**31:
             raise ValueError(f"indices into {self.d} entries are no int32")
 
@@ -57,6 +60,11 @@ class BodyShape:
     def n(self) -> int:
         """Entries that a body says."""
         return int(self.counts.sum())
+
+    @cached_property
+    def scale_bytes(self) -> int:
+        """Bytes of the scales."""
+        return 4 * len(self.units) * (self.blocks.numel() - 1)
 
     @cached_property
     def code_bytes(self) -> int:
@@ -79,14 +87,9 @@ def check_bodies(data: Tensor, ends: Tensor) -> None:
 
 
 def check_steps(
-    marked: Tensor | Marked,
-    shape: BodyShape,
-    lows: Tensor,
-    steps: Tensor,
-    divisors: Tensor,
-    touched: Tensor | None,
+    marked: Tensor | Marked, shape: BodyShape, divisors: Tensor, F: int, touched: Tensor | None
 ) -> None:
-    """Raises ValueError unless bodies of that shape, so decoded, can be taken away from x."""
+    """Raises ValueError unless F bodies of that shape can be taken away from x."""
     x = marked.x if isinstance(marked, Marked) else marked
     if isinstance(marked, Marked):
         check_marked(marked, marked.starts)
@@ -96,13 +99,8 @@ def check_steps(
         raise ValueError(f"bodies step through {shape.d} contiguous float32, not through this x")
     if touched is not None and (touched.dtype != torch.int64 or touched.shape != x.shape):
         raise ValueError("touched must hold an int64 for each entry of x")
-    F = len(divisors)
-    if divisors.dtype != torch.float32 or divisors.dim() != 1:
-        raise ValueError("divisors must be float32, one for each body")
-    if not (lows.dtype == steps.dtype == torch.float64 and lows.shape == steps.shape):
-        raise ValueError("lows and steps must be float64, of one shape")
-    if lows.shape != (F, shape.blocks.numel() - 1):
-        raise ValueError(f"{F} bodies need a low and a step for each of their blocks")
+    if divisors.dtype != torch.float32 or divisors.shape != (F,):
+        raise ValueError(f"divisors must be float32, one for each of {F} bodies")
 
 
 def check_marked(marked: Marked, starts: Tensor) -> None:

@@ -25,7 +25,7 @@ CHANGES = {
 ANSWERS_ON_THE_HOST = {"first_nonfinite", "norms", "extrema", "fit", "largest_code"}
 HOST_ONLY = {
     "encode_index", "decode_index", "encode_codes", "decode_codes",
-    "read_scales", "subtract_bodies", "pick_marked", "join_crc",
+    "subtract_bodies", "pick_marked", "join_crc",
 }  # fmt: skip
 """What only a hub and the wire call, on bytes and on the host."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from thinwire import host
 from thinwire.kernels.bodies import BodyShape
 from thinwire.kernels.cpu_bits import padded_words
-from thinwire.kernels.cpu_bodies import read_scales, subtract_bodies
+from thinwire.kernels.cpu_bodies import subtract_bodies
 from thinwire.kernels.cpu_codes import largest_code, pack, unpack
 from thinwire.kernels.cpu_crc import join_crc
 from thinwire.kernels.cpu_decode import accumulate, accumulate_codes, decode, fit
@@ -65,7 +65,6 @@ __all__ = [
     "quantize",
     "quantize_levels",
     "randk",
-    "read_scales",
     "scatter",
     "settle",
     "signs",
@@ -139,12 +138,11 @@ def _call_each() -> None:
     accumulate(host.zeros(3), index, v[:2], 1.0)
     accumulate_codes(host.zeros(3), None, codes, 4, starts, low, step, 1.0)
     accumulate_codes(host.zeros(3), host.ints([0, 1, 2]), codes, 4, starts, low, step, 1.0)
-    shape = BodyShape(counts, starts, starts, len(places), 0, 1, 1, host.ints([0, 2]))
-    body, ends = places.repeat(2)[: len(places) + 1], host.ints([len(places) + 1])
-    read_scales(body, ends, shape)
+    units, n = low.new_ones(1, 2), len(places) + 5
+    shape = BodyShape(counts, starts, starts, len(places), units, 1, 1, host.ints([0, 2]))
+    body, ends = places.repeat(n)[:n], host.ints([n])
     marked, one = Marked.over(v.clone(), starts), host.floats([1.0])
     for x, touched in ((v.clone(), None), (v.clone(), starts.new_zeros(3)), (marked, None)):
-        given = body, ends, shape, low.view(1, 1), step.view(1, 1), one, 9.0, touched, 1
-        subtract_bodies(x, *given)
+        subtract_bodies(x, body, ends, shape, one, 9.0, touched, 1)
     pick_marked(marked, starts, counts)
     join_crc(1, 2, 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from thinwire import host
 from thinwire.kernels import reference
 from thinwire.kernels.bodies import BodyShape, check_bodies, check_steps
 from thinwire.kernels.cpu_codes import largest_packed, padding_set
@@ -18,53 +17,43 @@ _EARLY = 64
 _FINE = reference.FINE
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _INFINITE = np.uint32(0x7F800000)
-
-
-@kernel
-def _read_scales(data: Array, ends: Array, behind: Number, said: Array) -> None:
-    for f in range(ends.size):
-        low, scales = ends[f - 1] if f else 0, said[f].view(np.uint8)
-        at = ends[f] - behind - scales.size
-        scales[:] = 0
-        if at >= low:
-            copy(scales, data[at:])
-            keys = said[f].view(np.uint32)
-            for j in range(keys.size):
-                if np.uint32(keys[j] & _MAGNITUDE) >= _INFINITE:
-                    keys[j] = 0
-
-
-def read_scales(data: torch.Tensor, ends: torch.Tensor, shape: BodyShape) -> torch.Tensor:
-    """Agrees bit for bit with `reference.read_scales`."""
-    check_bodies(data, ends)
-    said = host.empty(len(ends) * shape.scales).view(len(ends), shape.scales)
-    _read_scales(array(data), array(ends), shape.code_bytes, said.numpy())
-    return said
+_NONE = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.uint64)
 
 
 @kernel
 def _read_body(
-    body: Array, cut: Array, starts: Array, domains: Array, most: Number, scales: Number,
-    code_bytes: Number, width: Number, top: Number, words: Array, ahead: Number, index: Array,
+    body: Array, cut: Array, starts: Array, domains: Array, most: Number, width: Number,
+    top: Number, words: Array, ahead: Number, index: Array, scales: Array, packed: Array,
 ) -> Number:  # fmt: skip
-    """Reads one body's indices; returns whether all of it is as it should be."""
+    """Reads one body; returns whether all of it is as it should be."""
     size = min(body.size, most)
     words[size >> 3 : (size >> 3) + 4] = 0
     copy(words.view(np.uint8)[:size], body)
     none = np.empty((0, 6), np.int64)
     given = words, size, cut, starts, domains, False, none, index, ahead
     status, _, _, used, _ = read_index(*given)
-    if status != _FINE or used + 4 * scales + code_bytes != body.size:
+    if status != _FINE or used + 4 * scales.size + packed.size != body.size:
         return False
-    for j in range(scales):
-        # The exponent of a float32 that is not finite is all ones.
-        high, low = body[used + 4 * j + 3], body[used + 4 * j + 2]
-        if high & 0x7F == 0x7F and low & 0x80:
+    copy(scales.view(np.uint8), body[used:])
+    copy(packed, body[used + 4 * scales.size :])
+    for bits in scales.view(np.uint32):
+        if np.uint32(bits & _MAGNITUDE) >= _INFINITE:
             return False
-    packed = body[used + 4 * scales :]
     if top == (1 << width) - 1:
         return not padding_set(packed, index.size, width)
     return 0 <= largest_packed(packed, index.size, width) <= top
+
+
+@kernel
+def _spread(scales: Array, units: Array, lows: Array, steps: Array) -> None:
+    """Writes what each block's scales say of its codes."""
+    c = len(units)
+    for b in range(lows.size):
+        low = step = 0.0
+        for i in range(c):
+            low += np.float64(scales[b * c + i]) * units[i, 0]
+            step += np.float64(scales[b * c + i]) * units[i, 1]
+        lows[b], steps[b] = low, step
 
 
 @kernel
@@ -116,19 +105,21 @@ def _touch(touched: Array, index: Array, version: Number) -> None:
 @kernel
 def _subtract_bodies(
     x: Array, data: Array, ends: Array, cut: Array, starts: Array, domains: Array, most: Number,
-    scales: Number, code_bytes: Number, width: Number, top: Number, blocks: Array, lows: Array,
-    steps: Array, divisors: Array, room: Number, touched: Array, version: Number,
-    groups: Array, limits: Array, marks: Array, sizes: Array,
+    units: Array, code_bytes: Number, width: Number, top: Number, blocks: Array, divisors: Array,
+    room: Number, touched: Array, version: Number, groups: Array, limits: Array, marks: Array,
+    sizes: Array,
 ) -> Number:  # fmt: skip
-    words, n = np.empty(most // 8 + 5, np.uint64), blocks[-1]
-    index, values, total = np.empty(n, np.int32), np.empty(n, np.float32), 0.0
-    given = cut, starts, domains, most, scales, code_bytes, width, top, words, x.ctypes.data, index
+    n, many, total = blocks[-1], blocks.size - 1, 0.0
+    words, packed = np.empty(most // 8 + 5, np.uint64), np.empty(code_bytes, np.uint8)
+    index, values = np.empty(n, np.int32), np.empty(n, np.float32)
+    scales = np.empty(many * len(units), np.float32)
+    lows, steps = np.empty(many, np.float64), np.empty(many, np.float64)
+    given = cut, starts, domains, most, width, top, words, x.ctypes.data, index, scales, packed
     for f in range(sizes.size):
-        body = data[ends[f - 1] if f else 0 : ends[f]]
-        if not _read_body(body, *given):
+        if not _read_body(data[ends[f - 1] if f else 0 : ends[f]], *given):
             return f
-        packed = body[body.size - code_bytes :]
-        decode_stretch(packed, width, blocks, lows[f], steps[f], 0, n, values)
+        _spread(scales, units, lows, steps)
+        decode_stretch(packed, width, blocks, lows, steps, 0, n, values)
         sizes.view(np.uint32)[f] = _divide(values, divisors[f])
         if not (sizes[f] < np.inf and total + sizes[f] <= room):
             return f
@@ -147,8 +138,6 @@ def subtract_bodies(
     data: torch.Tensor,
     ends: torch.Tensor,
     shape: BodyShape,
-    lows: torch.Tensor,
-    steps: torch.Tensor,
     divisors: torch.Tensor,
     room: float,
     touched: torch.Tensor | None,
@@ -156,16 +145,15 @@ def subtract_bodies(
 ) -> torch.Tensor:
     """Agrees bit for bit with `reference.subtract_bodies`."""
     check_bodies(data, ends)
-    check_steps(x, shape, lows, steps, divisors, touched)
-    marks = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.uint64)
+    check_steps(x, shape, divisors, len(ends), touched)
+    marks = _NONE
     if isinstance(x, Marked):
         marks = array(x.starts), array(x.limits), array(x.marks).view(np.uint64)
     sizes = np.empty(len(divisors), np.float32)
     done = _subtract_bodies(
         array(x.x if isinstance(x, Marked) else x), array(data), array(ends), array(shape.counts),
-        array(shape.starts), array(shape.domains), shape.index_bytes, shape.scales,
-        shape.code_bytes, shape.width, shape.top, array(shape.blocks), array(lows), array(steps),
-        array(divisors), room, np.empty(0, np.int64) if touched is None else array(touched),
-        version, *marks, sizes,
+        array(shape.starts), array(shape.domains), shape.index_bytes, array(shape.units),
+        shape.code_bytes, shape.width, shape.top, array(shape.blocks), array(divisors), room,
+        _NONE[0] if touched is None else array(touched), version, *marks, sizes,
     )  # fmt: skip
     return torch.from_numpy(sizes[:done])

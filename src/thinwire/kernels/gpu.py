@@ -56,7 +56,7 @@ __all__ = [
 
 BY_WAY_OF_HOST = (
     "owe", "pick", "settle", "scatter", "land", "two_levels", "look_up",
-    "read_scales", "subtract_bodies", "pick_marked", "join_crc",
+    "subtract_bodies", "pick_marked", "join_crc",
 )  # fmt: skip
 """What no round on a device needs as a whole: rounds in place and hubs run on the host, and two
 levels are fitted to the few values that a sparsifier keeps (a dense `TwoLevel` moves every

@@ -1507,41 +1507,11 @@ def accumulate(
         acc[index] += weighed
 
 
-def read_scales(data: torch.Tensor, ends: torch.Tensor, shape: BodyShape) -> torch.Tensor:
-    """Reads the scales of bodies of one layout; nothing else of them is looked at.
-
-    Args:
-        data: (bytes,) uint8, the bodies end to end.
-        ends: (F,) int64, where each ends.
-        shape: what a body holds.
-
-    Returns:
-        (F, scales) float32: 0 where one is not finite, or has no room in the body.
-
-    Examples:
-        >>> data = torch.tensor([3, 6, 0, 0, 128, 63, 1], dtype=torch.uint8)
-        >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
-        >>> shape = BodyShape(*cut, 3, 1, 1, 1, torch.tensor([0, 2]))
-        >>> read_scales(data, torch.tensor([7]), shape)
-        tensor([[1.]])
-    """
-    check_bodies(data, ends)
-    said = host.zeros(len(ends) * shape.scales).view(len(ends), shape.scales)
-    for f, (low, high) in enumerate(pairwise([0, *ends.tolist()])):
-        body = data[low : max(low, high - shape.code_bytes)]
-        if len(body) >= 4 * shape.scales > 0:
-            found = body[len(body) - 4 * shape.scales :].clone().view(torch.float32)
-            said[f] = torch.where(found.isfinite(), found, 0.0)
-    return said
-
-
 def subtract_bodies(
     x: torch.Tensor | Marked,
     data: torch.Tensor,
     ends: torch.Tensor,
     shape: BodyShape,
-    lows: torch.Tensor,
-    steps: torch.Tensor,
     divisors: torch.Tensor,
     room: float,
     touched: torch.Tensor | None,
@@ -1557,8 +1527,6 @@ def subtract_bodies(
         data: (bytes,) uint8, the bodies end to end.
         ends: (F,) int64, where each ends.
         shape: what a body holds.
-        lows: (F, B) float64, value of code 0 in each block.
-        steps: (F, B) float64, distance between codes.
         divisors: (F,) float32.
         room: to what the largest magnitudes of the quotients may add up.
         touched: (d,) int64, is told for each entry the last body that touched it; or None.
@@ -1570,24 +1538,23 @@ def subtract_bodies(
     Examples:
         >>> data = torch.tensor([3, 6, 0, 0, 128, 63, 1] * 2, dtype=torch.uint8)
         >>> cut = torch.tensor([2]), torch.tensor([0, 9]), torch.tensor([0, 9])
-        >>> shape = BodyShape(*cut, 3, 1, 1, 1, torch.tensor([0, 2]))
-        >>> ends, low = torch.tensor([7, 14]), torch.tensor([[-1.0], [-1.0]]).double()
-        >>> divisors = torch.tensor([1.0, 2.0])
-        >>> x = torch.zeros(9)
-        >>> subtract_bodies(x, data, ends, shape, low, -2 * low, divisors, 9.0, None, 0)
+        >>> units = torch.tensor([[-1.0, 2.0]]).double()
+        >>> shape = BodyShape(*cut, 3, units, 1, 1, torch.tensor([0, 2]))
+        >>> x, divisors = torch.zeros(9), torch.tensor([1.0, 2.0])
+        >>> subtract_bodies(x, data, torch.tensor([7, 14]), shape, divisors, 9.0, None, 0)
         tensor([1.0000, 0.5000])
         >>> x.tolist()
         [-1.5, 0.0, 0.0, 1.5, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
     check_bodies(data, ends)
-    check_steps(x, shape, lows, steps, divisors, touched)
+    check_steps(x, shape, divisors, len(ends), touched)
     sizes: list[float] = []
     for f, (low, high) in enumerate(pairwise([0, *ends.tolist()])):
         read = _read_body(data[low:high], shape)
         if read is None:
             break
-        at, packed = read
-        values = decode(packed, shape.width, shape.blocks, lows[f], steps[f]) / divisors[f]
+        at, lows, steps, packed = read
+        values = decode(packed, shape.width, shape.blocks, lows, steps) / divisors[f]
         size = float(values.abs().max()) if len(values) else 0.0
         if not (math.isfinite(size) and sum(sizes) + size <= room):
             break
@@ -1602,16 +1569,21 @@ def subtract_bodies(
     return host.floats(sizes)
 
 
-def _read_body(body: torch.Tensor, shape: BodyShape) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Returns indices and packed codes of a body that is as it should be, or None."""
+def _read_body(body: torch.Tensor, shape: BodyShape) -> tuple[torch.Tensor, ...] | None:
+    """Returns indices, lows, steps and codes of a body that is as it should be, or None."""
     cut, size = (shape.counts, shape.starts, shape.domains), shape.code_bytes
     index, used, _ = decode_index(body[: shape.index_bytes], *cut)
-    if index is None or used + 4 * shape.scales + size != len(body):
+    if index is None or used + shape.scale_bytes + size != len(body):
         return None
-    said = body[used : used + 4 * shape.scales].clone().view(torch.float32)
+    said = body[used : used + shape.scale_bytes].clone().view(torch.float32)
     packed = body[len(body) - size :]
-    fine = said.isfinite().all() and 0 <= largest_code(packed, shape.n, shape.width) <= shape.top
-    return (index, packed) if fine else None
+    if (
+        not said.isfinite().all()
+        or not 0 <= largest_code(packed, shape.n, shape.width) <= shape.top
+    ):
+        return None
+    lows, steps = (said.view(-1, len(shape.units)).double() @ shape.units).unbind(1)
+    return index, lows.contiguous(), steps.contiguous(), packed
 
 
 CRC_POLYNOMIAL = 0xEDB88320
