@@ -101,9 +101,10 @@ class Worker:
 
 
 def told(hub: Core, worker: Worker) -> torch.Tensor:
-    """What the hub has told that worker of its model."""
+    """What the hub has told that worker of its model, with its last answer."""
     replicas = hub._replies._replicas
-    return hub.state.anchor if replicas is None else replicas._held[worker.number][1]
+    held = {} if replicas is None else replicas._held
+    return held.get(worker.number, (0, hub.state.anchor))[1]
 
 
 def same_state(a, b) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import thinwire as tw
 from thinwire.hub.commits import Commits
-from thinwire.hub.core import Core
+from thinwire.hub.core import TOGETHER, Core
 from thinwire.hub.journal import Journal, Record
 from thinwire.hub.records import Joined
 from thinwire.hub.refused import Refused, Why
@@ -146,6 +146,33 @@ def test_the_table_of_kernels_makes_no_difference() -> None:
                     )  # fmt: skip
                 hubs.append(hub)
         same_state(hubs[0].state, hubs[1].state)
+
+
+def test_a_long_turn_is_taken_in_parts_and_one_bad_body_costs_no_more_than_its_part() -> None:
+    exchange = tw.Hub(downlink=tw.Stream(SIGNTOPK))
+    together, alone = (a_hub(exchange, SIGNTOPK) for _ in range(2))
+    for hub in (together, alone):
+        for n in range(TOGETHER + 20):
+            hub.join(f"w{n}", 1.0, 0.0)
+    read: list[int] = []
+    take = together._steps.take
+
+    def counting(x, frames, *rest):
+        read.append(len(frames))
+        return take(x, frames, *rest)
+
+    together._steps.take = counting
+    batch = []
+    for n in range(TOGETHER + 20):
+        number = together.state.members[f"w{n}"].number
+        bytes_of = body(SIGNTOPK, 1.0, n) + (b"x" if n % 7 == 3 else b"")
+        frame = seal(Kind.SAID, Address(RUN, 0, number), bytes_of)
+        batch.append(Said(f"w{n}", 0, frame, 1.0))
+    answers = together.updates(batch)
+    assert [plain(a) for a in answers] == [plain(alone.updates([said])[0]) for said in batch]
+    assert sum(isinstance(a, Refused) for a in answers) == 12
+    assert max(read) == TOGETHER
+    same_state(together.state, alone.state)
 
 
 def test_a_model_that_would_overflow_is_refused_in_the_middle_of_a_batch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -410,3 +411,34 @@ def test_delayed_nesterov_moves_its_momentum_once_in_n_updates() -> None:
             b, gathered = 0.8 * b + gathered, torch.zeros_like(gathered)
             mine = mine - 0.5 * 0.8 * b
         assert float((x - mine).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("downlink", [tw.Exact(), tw.PerWorker(SIGNTOPK)], ids=repr)
+def test_a_replay_accepts_what_was_accepted_though_it_knows_the_entries_better(downlink) -> None:
+    # An entry that float32 rounded up is above the sum of what moved it.
+    C = tw.TopK(k=1, scope="global") >> tw.Sign()
+    exchange = tw.Hub(downlink=downlink, counting=tw.FixedN(1))
+
+    def fresh(state=None) -> Core:
+        state = state or first_state(exchange, torch.zeros(SPANS.d))
+        return Core(exchange, C, SPANS, SEED, RUN, state)
+
+    hub = fresh()
+    worker = Worker(hub, "w")
+
+    def say(amount: float) -> list[bytes]:
+        residual = torch.zeros(SPANS.d)
+        residual[0] = -amount
+        worker.state = replace(worker.state, mem={**worker.state.mem, "residual": residual})
+        return worker.say(params=worker.state.anchor.clone())
+
+    start = float(torch.tensor(0.9e38))
+    unit = start * 2.0**-23
+    say(start)
+    say(0.75 * unit)
+    before, room = copy.deepcopy(hub.state), hub._reach.room(1)
+    assert float(before.anchor[0]) <= hub._reach._moved
+    (record,) = say(room * (1 - 2.0**-24))
+    again = fresh(before)
+    again.replay(record)
+    same_state(again.state, hub.state)

@@ -253,6 +253,9 @@ def test_a_state_goes_to_bytes_and_back(exchange: tw.Hub) -> None:
     assert b"".join(parts) == content
     with pytest.raises(ConfigError, match="another folder"):
         check_same_run(ABOUT, {**ABOUT, "settings": {"H": 8}}, "there")
+    # What is kept of the past may be more or less after a restart.
+    kept = [{**ABOUT, "settings": {"exchange": {"Exact": {"memory": n}}}} for n in (1, 2)]
+    check_same_run(*kept, "there")
 
 
 WRITER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,19 +69,47 @@ def test_what_is_owed_comes_in_the_end() -> None:
     assert owed[-1] < 0.02 * max(owed)
 
 
-def test_who_was_answered_longest_ago_is_forgotten_and_hears_the_whole_model() -> None:
+def test_who_comes_when_memory_is_taken_hears_the_whole_model_until_another_leaves() -> None:
     hub = core(EXCHANGE)
     a, b, c = (Worker(hub, name) for name in "abc")
-    a.say()  # It joined first, and two others have joined since.
-    assert form(a) is Form.WHOLE
-    same_bits(a.state.anchor, hub.state.anchor)
+    for _ in range(3):
+        for worker in (a, b, c):
+            worker.say()
+            assert form(worker) is (Form.WHOLE if worker is c else Form.RESIDUAL)
+        same_bits(c.state.anchor, hub.state.anchor)
+    hub.leave("a")
     c.say()
+    assert form(c) is Form.WHOLE
+    c.say()
+    assert form(c) is Form.RESIDUAL
+    same_bits(c.state.anchor, told(hub, c))
+    assert len(hub._replies._replicas._held) == 2
+
+
+@pytest.mark.parametrize("exchange", [EXCHANGE, tw.Hub(downlink=tw.Exact(memory=60))], ids=repr)
+def test_staleness_is_known_after_a_restart_and_of_an_earlier_process(exchange: tw.Hub) -> None:
+    exchange = replace(exchange, staleness=tw.Staleness(3, "refuse"))
+    hub = core(exchange)
+    a, m = Worker(hub, "a"), Worker(hub, "m")
+    records = [*a.records, *m.records]
+    for _ in range(10):
+        records += a.say()
+    m.join(1.0)  # It is told version 10, and no record says so.
+    again = core(exchange)
+    for record in records:
+        again.replay(record)
+    a.hub = m.hub = again
     a.say()
-    assert form(c) is form(a) is Form.RESIDUAL
-    b.say()
-    assert form(b) is Form.WHOLE
-    for worker in (b, a):
-        same_bits(worker.state.anchor, told(hub, worker))
+    m.say()
+    assert again.state.refused == 0
+    # Another process of its name is told the newest model; the first one's is as old as it says.
+    for _ in range(4):
+        a.say()
+    again.join("m", 1.0, 2.0)
+    again.whole(m.number)
+    again.back(m.number)
+    m.say()
+    assert again.state.refused == 1
 
 
 def test_an_answer_that_was_lost_is_told_whole() -> None:
@@ -88,7 +117,6 @@ def test_an_answer_that_was_lost_is_told_whole() -> None:
     worker = Worker(hub, "w")
     for _ in range(3):
         worker.say()
-    before = worker.state
     worker.say()
     base, frame, _ = worker.last
     again = hub.update("w", base, frame, 0.0)
@@ -96,8 +124,10 @@ def test_an_answer_that_was_lost_is_told_whole() -> None:
     reply = b"".join(again.reply)
     assert Head.read(Reader(reply[26:], "answer")).form is Form.WHOLE
     assert reply[BODY:] == bytes(hub.state.anchor.numpy())
-    # So it is after a refused one, whose version is the one before.
-    assert int(before.mem["version"]) < hub.state.version
+    worker.adopt(reply, worker.state.mem, worker.state.round)
+    worker.say()
+    assert form(worker) is Form.RESIDUAL
+    same_bits(worker.state.anchor, told(hub, worker))
 
 
 def test_a_hub_that_comes_back_tells_the_whole_model_once() -> None:
@@ -139,16 +169,23 @@ def test_a_model_that_another_process_was_told_is_not_what_this_one_holds() -> N
     same_bits(first.state.anchor, told(hub, first))
 
 
+def test_a_message_as_long_as_the_model_is_not_said() -> None:
+    hub = core(tw.Hub(downlink=tw.PerWorker(tw.TopK(density=1.0))))
+    worker = Worker(hub, "w")
+    worker.say()
+    assert form(worker) is Form.WHOLE
+    same_bits(worker.state.anchor, hub.state.anchor)
+
+
 def test_a_worker_that_left_leaves_its_place_to_another() -> None:
     hub = core(EXCHANGE)
     a, b = Worker(hub, "a"), Worker(hub, "b")
     hub.leave("a")
-    Worker(hub, "c")
-    b.say()
-    assert form(b) is Form.RESIDUAL
+    c = Worker(hub, "c")
     a.join(1.0)
-    a.say()
-    assert form(a) is Form.RESIDUAL
+    for worker, how in ((a, Form.WHOLE), (b, Form.RESIDUAL), (c, Form.RESIDUAL)):
+        worker.say()
+        assert form(worker) is how
 
 
 def test_a_refused_update_is_answered_with_what_is_owed() -> None:
@@ -161,7 +198,7 @@ def test_a_refused_update_is_answered_with_what_is_owed() -> None:
     same_bits(slow.state.anchor, told(hub, slow))
 
 
-def test_no_room_for_one_worker_is_said_before_it_begins(tmp_path: Path) -> None:
+def test_no_room_for_one_worker_is_said_before_it_begins() -> None:
     least = 4 * SPANS.d
     tw.Hub(downlink=tw.PerWorker(memory=least)).check(SIGNTOPK, SPANS)
     with pytest.raises(ConfigError, match=f"memory={least} for every worker"):

@@ -153,8 +153,8 @@ class PerWorker(Value):
 
     Args:
         compressor: of the replies, with feedback.
-        memory: bytes of what workers hold; beyond it who was answered longest ago is forgotten,
-            and hears the whole model next. A restarted hub has forgotten all.
+        memory: bytes of what workers hold. Who comes when they are taken hears the whole model
+            each time, until another leaves. A restarted hub knows of none at first.
     """
 
     compressor: Compressor = field(default_factory=lambda: TopK(density=0.01) >> Sign())

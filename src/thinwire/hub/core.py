@@ -33,6 +33,9 @@ from thinwire.hub.stream import Speaker
 from thinwire.keys import Key
 from thinwire.wire.frame import Address
 
+TOGETHER, TOGETHER_BYTES = 64, 1 << 24
+"""Updates that are taken together, and about how many bytes of them: what follows a body that is
+not fine is judged anew."""
 T = TypeVar("T")
 
 
@@ -173,8 +176,8 @@ class Core:
         """
         ready: list[tuple[Said, Member, Updated]] = []
         s, numbers, more = self.state, set[int](), 0
-        most = len(batch) if self._speaker is None else self._speaker.left(s.unsaid, self.live)
-        for said in batch[:most] if self._steps.covers else ():
+        left = TOGETHER if self._speaker is None else self._speaker.left(s.unsaid, self.live)
+        for said in batch[: min(left, TOGETHER)] if self._steps.covers else ():
             member = s.members.get(said.name)
             if member is None or not member.live or member.number in numbers:
                 break
@@ -192,6 +195,8 @@ class Core:
             more += ENTRY.size + len(said.frame)
             if self._speaker is None and not self._replies.repeats(s, said.base, more):
                 break  # Values are told, and those must be of this moment.
+            if more > TOGETHER_BYTES:
+                break
         return ready
 
     def _together(
@@ -206,7 +211,7 @@ class Core:
         s = self.state
         x = s.anchor if self._speaker is None else self._speaker.owed
         frames, divisors = zip(*((u.frame, u.divisor) for _, _, u in ready), strict=True)
-        given = frames, divisors, self._reach.room, s.touched, s.version + 1
+        given = frames, divisors, self._reach.room(len(ready)), s.touched, s.version + 1
         for one, size in zip(ready, self._steps.take(x, *given), strict=False):
             self._reach.took(size)
             self._count(one[1], one[2])
@@ -265,8 +270,9 @@ class Core:
         s.applied += 1
         if self._speaker is None:
             s.version += 1
-            start = ENTRY.pack(update.divisor, len(update.frame))
-            s.ring.push(s.applied, start, (update.frame, update.check))
+            if s.touched is not None:
+                start = ENTRY.pack(update.divisor, len(update.frame))
+                s.ring.push(s.applied, start, (update.frame, update.check))
             return
         s.unsaid += 1
         if self._speaker.is_due(s.unsaid, self.live):

@@ -9,6 +9,8 @@ from thinwire.hub.state import HubState
 
 HIGHEST = 1e38
 """No entry of a model may come to more; float32 ends at 3.4e38."""
+_UP = 2.0**-23
+"""A sum in float32 is above that of the same numbers by less than this part of it."""
 
 
 class Reach:
@@ -27,14 +29,13 @@ class Reach:
         # With a stream updates move what is owed, and frames what is told; else all is told.
         self._moved, self._told = inf, 0.0 if state.owed is None else inf
 
-    @property
-    def room(self) -> float:
-        """By how much updates may move entries without a look."""
-        return HIGHEST - self._told - self._moved
+    def room(self, n: int) -> float:
+        """By how much n updates may move entries without a look."""
+        return HIGHEST * (1 - n * _UP) - self._told - self._moved
 
     def took(self, size: float) -> None:
         """Counts an update for which there was room."""
-        self._moved += size
+        self._moved = _raised(self._moved + size)
 
     def takes(self, size: float) -> bool:
         """Whether an update may move entries by so much; counts it."""
@@ -57,13 +58,13 @@ class Reach:
         if not self._told + size <= 2 * HIGHEST:
             return False
         # More may be said of an entry than is owed of it.
-        self._told, self._moved = self._told + size, self._moved + size
+        self._told, self._moved = _raised(self._told + size), _raised(self._moved + size)
         return True
 
     def _counted(self, size: float) -> bool:
         if not self._told + size <= HIGHEST:
             return False
-        self._moved = size
+        self._moved = _raised(size)
         return True
 
     def _look(self) -> None:
@@ -72,3 +73,8 @@ class Reach:
             self._moved = largest(s.anchor)
         else:
             self._moved, self._told = largest(s.owed), largest(s.anchor)
+
+
+def _raised(bound: float) -> float:
+    # An entry is rounded to float32 at each step, and a bound of it must stay one.
+    return bound * (1 + _UP)

@@ -1,8 +1,6 @@
-"""What each worker holds, as far as memory reaches; and the answers that make up for the rest."""
+"""What workers hold, as far as memory reaches; and the answers that make up for the rest."""
 
 from __future__ import annotations
-
-from collections import OrderedDict
 
 from torch import Tensor
 
@@ -14,10 +12,12 @@ from thinwire.wire.body import pack
 
 
 class Replicas:
-    """Vectors y, one for each worker that was answered last: with x the model, x - y is owed.
+    """Vectors y, one a worker: with x the model, x - y is owed.
 
     They are no part of the state. What is not held here is told whole, so that nothing depends on
-    what a crash or the bound of memory has taken.
+    what a crash or the bound of memory has taken. Who is held stays so until it leaves: were the
+    least recently answered dropped for others, workers in turn would all be dropped before their
+    turn comes.
 
     Args:
         downlink: the rules.
@@ -28,21 +28,23 @@ class Replicas:
     def __init__(self, downlink: PerWorker, spans: Spans, seed: int) -> None:
         self._C, self._spans, self._seed = downlink.compressor, spans, seed
         self.room = downlink.memory // (4 * spans.d)
-        self._held: OrderedDict[int, tuple[int, Tensor]] = OrderedDict()
+        self._held: dict[int, tuple[int, Tensor]] = {}
         self._joined: set[int] = set()
 
     def hold(self, number: int, version: int, x: Tensor, joins: bool) -> None:
         """Notes that a worker is told all of x, at that version; as it joins, or as an answer."""
-        held = self._held.pop(number, None)
-        y = x.clone() if held is None else held[1].copy_(x)
-        while len(self._held) >= self.room:
-            self._held.popitem(last=False)
-        self._held[number] = version, y
+        if number in self._held:
+            self._held[number] = version, self._held[number][1].copy_(x)
+        elif len(self._held) < self.room:
+            self._held[number] = version, x.clone()
+        else:
+            return
         (self._joined.add if joins else self._joined.discard)(number)
 
     def forget(self, number: int) -> None:
-        """Notes that nobody knows what a worker holds."""
+        """Notes that nobody knows what a worker holds; its place is free."""
         self._held.pop(number, None)
+        self._joined.discard(number)
 
     def back(self, number: int) -> None:
         """Notes that a worker comes back with a model of its own.
@@ -77,6 +79,5 @@ class Replicas:
         if kernels.active().first_nonfinite(y, self._spans.starts) >= 0:
             return None
         self._held[number] = version, y
-        self._held.move_to_end(number)
         self._joined.discard(number)
         return body

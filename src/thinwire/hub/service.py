@@ -145,12 +145,12 @@ class Service:
         number, sequence, model, news = await self.turns.do(enter)
         if news:
             LOG.info("worker %r is here, number %d", name, number)
-            if core.live > core.room:
-                LOG.warning(
-                    "%d workers are here, and there is memory for the residuals of %d: the others "
-                    "hear the whole model each time; give the hub more --memory",
-                    core.live, core.room,
-                )  # fmt: skip
+        if core.live > core.room:
+            LOG.warning(
+                "%d workers are here, and there is memory for the residuals of %d: the others "
+                "hear the whole model each time; start the hub again with more --memory",
+                core.live, core.room,
+            )  # fmt: skip
         beat = core.timeout / 4
         welcome = Welcome(number=number, sequence=sequence, run=core.run, beat=beat)
         await context.write(Down(welcome=welcome))

@@ -80,11 +80,18 @@ def decode(content: bytes, memory: int) -> HubState:
 def check_same_run(saved: dict[str, Any], own: dict[str, Any], folder: object) -> None:
     """Raises a ConfigError where a state belongs to other settings or another model."""
     for name in ("settings", "tensors"):
-        if saved[name] != own[name]:
+        if _without_memory(saved[name]) != _without_memory(own[name]):
             raise ConfigError(
                 f"{folder} is the state of a run with {name} {saved[name]!r}; this hub was started "
                 f"with {own[name]!r}. Give the same, or another folder"
             )
+
+
+def _without_memory(settings: Any) -> Any:
+    """Returns settings less those of bytes that are kept, which nothing that is saved rests on."""
+    if isinstance(settings, dict):
+        return {k: _without_memory(v) for k, v in settings.items() if k != "memory"}
+    return settings
 
 
 def _head(content: bytes) -> tuple[dict[str, Any], int]:

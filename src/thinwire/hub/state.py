@@ -126,7 +126,7 @@ class HubState:
     """Everything a hub must not lose; `Core` changes it in place.
 
     Args:
-        anchor: (d,) float32: what workers at `version` hold, to the last bit.
+        anchor: (d,) float32: the model at `version`, as workers are told of it.
         owed: (d,) float32: with a stream, what it has not said yet: the model is anchor + owed.
         touched: (d,) int64: without one, the version at which an entry last changed.
         outer: what the outer step remembers.
@@ -165,6 +165,8 @@ class HubState:
 
     def stamp_of(self, member: Member, base: int) -> int:
         """Returns how many were applied to the model of version `base`, as that member holds it."""
+        if self.owed is None:
+            return base  # Each update leads to a version.
         if base == self.version:
             return self.stamp
         stamp = self.ring.stamp(base)

@@ -46,7 +46,8 @@ class BodyShape:
         checks.check_domains(self.domains, self.starts)
         checks.check_width(self.width)
         checks.check_starts(self.blocks, self.n)
-        if self.units.dtype != torch.float64 or self.units.dim() != 2 or self.units.shape[1] != 2:
+        c = self.units.shape[0] if self.units.dim() == 2 else 0
+        if self.units.dtype != torch.float64 or c < 1 or self.units.shape != (c, 2):
             raise ValueError("units must be float64, a low and a step for each scale of a block")
         if self.d > 2**31:
             raise ValueError(f"indices into {self.d} entries are no int32")
@@ -95,10 +96,12 @@ def check_steps(
         check_marked(marked, marked.starts)
         if touched is not None:
             raise ValueError("a vector is marked, or told when an entry changed")
-    if x.dtype != torch.float32 or not x.is_contiguous() or x.numel() != shape.d:
+    if x.dtype != torch.float32 or not x.is_contiguous() or x.shape != (shape.d,):
         raise ValueError(f"bodies step through {shape.d} contiguous float32, not through this x")
-    if touched is not None and (touched.dtype != torch.int64 or touched.shape != x.shape):
-        raise ValueError("touched must hold an int64 for each entry of x")
+    if touched is not None and not (
+        touched.dtype == torch.int64 and touched.shape == x.shape and touched.is_contiguous()
+    ):
+        raise ValueError("touched must hold an int64 for each entry of x, contiguous")
     if divisors.dtype != torch.float32 or divisors.shape != (F,):
         raise ValueError(f"divisors must be float32, one for each of {F} bodies")
 
