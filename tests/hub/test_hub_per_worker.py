@@ -161,7 +161,9 @@ def test_a_model_that_another_process_was_told_is_not_what_this_one_holds() -> N
     hub.back(first.number)
     first.say()
     assert form(first) is Form.WHOLE
-    # Who was answered since it joined is who it was.
+    # Who was answered with less since then is who it was.
+    first.say()
+    assert form(first) is Form.RESIDUAL
     hub.back(first.number)
     other.say()
     first.say()

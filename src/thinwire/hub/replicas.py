@@ -29,30 +29,30 @@ class Replicas:
         self._C, self._spans, self._seed = downlink.compressor, spans, seed
         self.room = downlink.memory // (4 * spans.d)
         self._held: dict[int, tuple[int, Tensor]] = {}
-        self._joined: set[int] = set()
+        self._unheard: set[int] = set()
 
-    def hold(self, number: int, version: int, x: Tensor, joins: bool) -> None:
-        """Notes that a worker is told all of x, at that version; as it joins, or as an answer."""
+    def hold(self, number: int, version: int, x: Tensor) -> None:
+        """Notes that a worker is told all of x, at that version."""
         if number in self._held:
             self._held[number] = version, self._held[number][1].copy_(x)
         elif len(self._held) < self.room:
             self._held[number] = version, x.clone()
         else:
             return
-        (self._joined.add if joins else self._joined.discard)(number)
+        self._unheard.add(number)
 
     def forget(self, number: int) -> None:
         """Notes that nobody knows what a worker holds; its place is free."""
         self._held.pop(number, None)
-        self._joined.discard(number)
+        self._unheard.discard(number)
 
     def back(self, number: int) -> None:
         """Notes that a worker comes back with a model of its own.
 
-        One that has said nothing since it joined may not be who was told the model then, but
-        an earlier process of its name.
+        One that has said nothing since it was told all may not be who was told then, but
+        another process of its name.
         """
-        if number in self._joined:
+        if number in self._unheard:
             self.forget(number)
 
     def make_up(
@@ -79,5 +79,5 @@ class Replicas:
         if kernels.active().first_nonfinite(y, self._spans.starts) >= 0:
             return None
         self._held[number] = version, y
-        self._joined.discard(number)
+        self._unheard.discard(number)
         return body

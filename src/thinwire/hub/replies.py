@@ -42,7 +42,7 @@ class Replies:
         """Returns the frame that tells a worker all of the model that workers are told."""
         head = Head(s.version, s.version, True, Form.WHOLE)
         if self._replicas is not None:
-            self._replicas.hold(number, s.version, s.anchor, joins=True)
+            self._replicas.hold(number, s.version, s.anchor)
         return seal(Kind.ANCHOR, Address(self._run, 0, HUB), head.pack(), as_bytes(s.anchor))
 
     @property
@@ -89,7 +89,7 @@ class Replies:
         body = self._replicas.make_up(number, sequence, *given)
         if body is not None:
             return seal(Kind.ANCHOR, at, head.pack(), body)
-        self._replicas.hold(number, s.version, s.anchor, joins=False)
+        self._replicas.hold(number, s.version, s.anchor)
         return seal(Kind.ANCHOR, at, replace(head, form=Form.WHOLE).pack(), as_bytes(s.anchor))
 
     def repeats(self, s: HubState, base: int, more: int) -> bool:
