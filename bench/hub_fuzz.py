@@ -17,6 +17,7 @@ from pathlib import Path
 
 from published import publish
 
+from thinwire.kernels import cpu
 from thinwire.runs import ran_on
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--out", type=Path, default=Path("bench/RESULTS-hub_fuzz.md"))
     chosen = parser.parse_args()
+    cpu.warm()  # As a hub does before it listens: compiling takes memory for good.
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="thinwire-fuzz-") as folder:
         codes, grown = check_fuzz(Path(folder), chosen.messages)
