@@ -154,6 +154,8 @@ OTHER_SETTINGS: tuple[Value, ...] = (
     tw.Exact(memory=1 << 20),
     tw.Stream(),
     tw.Stream(Sign(), every=4),
+    tw.PerWorker(),
+    tw.PerWorker(Sign(), memory=1 << 20),
     tw.Feedback(),
     tw.Feedback(decay=0.9, permit="any"),
     tw.NoFeedback(),
