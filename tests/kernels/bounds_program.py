@@ -17,7 +17,7 @@ from thinwire.kernels import (
     cpu,
     cpu_bodies,
     cpu_entropy_decode,
-    cpu_index_decode,
+    cpu_index_sections,
     cpu_marked,
     index_bytes_bound,
     packed_bytes,
@@ -113,7 +113,7 @@ def main() -> None:
     for kernel in (
         cpu_entropy_decode._decode,
         cpu_entropy_decode._read_table,
-        cpu_index_decode.read_index,
+        cpu_index_sections.read_index,
         cpu_bodies._subtract_bodies,
         cpu_marked._look,
         cpu_marked._renew,

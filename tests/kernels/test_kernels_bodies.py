@@ -62,12 +62,12 @@ def read(C: Compressor, bodies: list[bytes]) -> tuple[torch.Tensor, torch.Tensor
 
 def both_step(given: tuple, divisors: torch.Tensor, room: float, how: str) -> list[float]:
     """Steps by both tables from one x, and asks that they agree; returns the sizes."""
-    x, starts = torch.randn(SPANS.d, generator=torch.Generator().manual_seed(1)), given[2].starts
-    answers = []
+    d, starts = given[2].d, given[2].starts
+    x, answers = torch.randn(d, generator=torch.Generator().manual_seed(1)), []
     for table in (cpu, reference):
         marked = Marked.over(x.clone(), starts)
         marked.limits.fill_(0.7)
-        touched = torch.zeros(SPANS.d, dtype=torch.int64) if how == "touched" else None
+        touched = torch.zeros(d, dtype=torch.int64) if how == "touched" else None
         on = marked if how == "marked" else marked.x
         sizes = table.subtract_bodies(on, *given, divisors, room, touched, 5)
         answers.append((sizes, marked.x, marked.marks, touched))
@@ -105,6 +105,33 @@ def test_bodies_step_as_one_after_the_other_would(C: Compressor, how: str) -> No
         assert float(step.abs().max()) == sizes[n]
         reference.accumulate(alone, payload.index, step, -1.0)
     same(x, alone)
+
+
+@pytest.mark.parametrize("how", ["plain", "marked", "touched"])
+def test_runs_of_any_length_are_read_side_by_side(how: str) -> None:
+    spans, C = Spans(("w", "v"), ((40_000,), (30_000,))), tw.TopK(k=201) >> tw.Sign()
+    shape = Steps(C, spans, True)._shape
+    assert shape is not None
+    places = [
+        torch.arange(0, 40_000, 199)[:201],
+        torch.arange(201),
+        torch.tensor([*range(100), *range(29_899, 30_000)]),
+        torch.tensor([*range(200), 29_999]),
+        torch.arange(29_799, 30_000),
+    ]
+    bodies = []
+    for n, first in enumerate(places):
+        u = torch.zeros(spans.d)
+        u[first], u[40_000 + places[n - 1] % 30_000] = 1.0, 2.0
+        bodies.append(pack(C.compress(u, tw.Key(1, n, 2), spans), C))
+    for order in ([0, 1, 2, 3, 4], [1, 0, 3, 2], [3, 4, 1], [2]):
+        chosen = [bodies[n] for n in order]
+        assert len(both_step((*laid_out(chosen), shape), torch.ones(len(order)), 1e9, how)) == len(
+            order
+        )
+    for n in range(len(bodies[3])):
+        chosen = [bodies[0], altered(bodies[3], n, 2 + n % 8), bodies[1]]
+        both_step((*laid_out(chosen), shape), torch.ones(3), 1e9, how)
 
 
 def test_what_goes_too_far_ends_it() -> None:

@@ -9,39 +9,58 @@ from thinwire.kernels import reference
 from thinwire.kernels.bodies import BodyShape, check_bodies, check_steps
 from thinwire.kernels.cpu_codes import largest_packed, padding_set
 from thinwire.kernels.cpu_decode import decode_stretch
-from thinwire.kernels.cpu_index_decode import read_index
+from thinwire.kernels.cpu_index_sections import read_index
 from thinwire.kernels.marked import Marked
-from thinwire.kernels.numba_support import Array, Number, array, copy, kernel, prefetch
+from thinwire.kernels.numba_support import (
+    EARLY,
+    Array,
+    Number,
+    array,
+    copy,
+    group_of,
+    kernel,
+    prefetch,
+)
 
-_EARLY = 64
 _FINE = reference.FINE
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _INFINITE = np.uint32(0x7F800000)
+_U64 = np.uint64
 _NONE = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.uint64)
 
 
 @kernel
-def _read_body(
-    body: Array, cut: Array, starts: Array, domains: Array, most: Number, width: Number,
-    top: Number, words: Array, ahead: Number, index: Array, scales: Array, packed: Array,
+def _read_indices(
+    data: Array, ends: Array, first: Number, cut: Array, starts: Array, domains: Array,
+    most: Number, words: Array, index: Array, used: Array,
 ) -> Number:  # fmt: skip
-    """Reads one body; returns whether all of it is as it should be."""
-    size = min(body.size, most)
-    words[size >> 3 : (size >> 3) + 4] = 0
-    copy(words.view(np.uint8)[:size], body)
-    none = np.empty((0, 6), np.int64)
-    given = words, size, cut, starts, domains, False, none, index, ahead
-    status, _, _, used, _ = read_index(*given)
-    if status != _FINE or used + 4 * scales.size + packed.size != body.size:
+    """Reads the index sections of bodies from `first` on, a row each; are all of them fine?"""
+    sizes, none = np.empty(used.size, np.int64), np.empty((0, 6), np.int64)
+    for i in range(used.size):
+        f, row = first + i, words[i]
+        body = data[ends[f - 1] if f else 0 : ends[f]]
+        sizes[i] = size = min(body.size, most)
+        row[size >> 3 : (size >> 3) + 4] = 0
+        copy(row.view(np.uint8)[:size], body)
+    given = words[: used.size], sizes, cut, starts, domains, False, none, index[: used.size], used
+    return read_index(*given)[0] == _FINE
+
+
+@kernel
+def _read_rest(
+    rest: Array, n: Number, width: Number, top: Number, scales: Array, packed: Array
+) -> Number:
+    """Reads what follows an index section; returns whether it is as it should be, and no more."""
+    if 4 * scales.size + packed.size != rest.size:
         return False
-    copy(scales.view(np.uint8), body[used:])
-    copy(packed, body[used + 4 * scales.size :])
+    copy(scales.view(np.uint8), rest)
+    copy(packed, rest[4 * scales.size :])
     for bits in scales.view(np.uint32):
         if np.uint32(bits & _MAGNITUDE) >= _INFINITE:
             return False
     if top == (1 << width) - 1:
-        return not padding_set(packed, index.size, width)
-    return 0 <= largest_packed(packed, index.size, width) <= top
+        return not padding_set(packed, n, width)
+    return 0 <= largest_packed(packed, n, width) <= top
 
 
 @kernel
@@ -69,10 +88,8 @@ def _divide(values: Array, divisor: Number) -> Number:
 
 @kernel
 def _subtract(x: Array, index: Array, values: Array) -> None:
-    last = index.size - 1
-    for j in range(index.size):
-        # The places lie far apart: what is asked for early is there when its turn comes.
-        prefetch(x.ctypes.data + 4 * np.int64(index[min(j + _EARLY, last)]))
+    for j in range(_U64(values.size)):
+        prefetch(x.ctypes.data + 4 * np.int64(index[j + _U64(EARLY)]))
         x[index[j]] -= values[j]
 
 
@@ -80,25 +97,30 @@ def _subtract(x: Array, index: Array, values: Array) -> None:
 def _subtract_marked(
     x: Array, index: Array, values: Array, starts: Array, limits: Array, marks: Array
 ) -> None:
-    last = index.size - 1
-    g, limit = 0, limits[0]
-    for j in range(index.size):
-        prefetch(x.ctypes.data + 4 * np.int64(index[min(j + _EARLY, last)]))
-        i = np.int64(index[j])
-        while i >= starts[g + 1]:
+    n, low = values.size, np.int64(0)
+    g = group_of(starts, index[0])
+    while low < n:
+        while index[low] >= starts[g + 1]:
             g += 1
-            limit = limits[g]
-        left = x[i] - values[j]
-        x[i] = left
-        if not abs(left) < limit:
-            marks[i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+        high, limit = n, limits[g]
+        if index[n - 1] >= starts[g + 1]:
+            high = low + 1
+            while index[high] < starts[g + 1]:
+                high += 1
+        for j in range(_U64(low), _U64(high)):
+            prefetch(x.ctypes.data + 4 * np.int64(index[j + _U64(EARLY)]))
+            i = _U64(index[j])
+            left = x[i] - values[j]
+            x[i] = left
+            if not abs(left) < limit:
+                marks[i >> _U64(6)] |= _U64(1) << (i & _U64(63))
+        low = high
 
 
 @kernel
-def _touch(touched: Array, index: Array, version: Number) -> None:
-    last = index.size - 1
-    for j in range(index.size):
-        prefetch(touched.ctypes.data + 8 * np.int64(index[min(j + _EARLY, last)]))
+def _touch(touched: Array, index: Array, n: Number, version: Number) -> None:
+    for j in range(_U64(n)):
+        prefetch(touched.ctypes.data + 8 * np.int64(index[j + _U64(EARLY)]))
         touched[index[j]] = version
 
 
@@ -110,13 +132,24 @@ def _subtract_bodies(
     sizes: Array,
 ) -> Number:  # fmt: skip
     n, many, total = blocks[-1], blocks.size - 1, 0.0
-    words, packed = np.empty(most // 8 + 5, np.uint64), np.empty(code_bytes, np.uint8)
-    index, values = np.empty(n, np.int32), np.empty(n, np.float32)
-    scales = np.empty(many * len(units), np.float32)
+    words, used = np.empty((2, most // 8 + 5), np.uint64), np.empty(2, np.int64)
+    # Unsigned, since Numba asks of others whether they count from the end; and longer by entries
+    # that are asked for when all are.
+    index, values = np.zeros((2, n + EARLY), np.uint32), np.empty(n, np.float32)
+    scales, packed = np.empty(many * len(units), np.float32), np.empty(code_bytes, np.uint8)
     lows, steps = np.empty(many, np.float64), np.empty(many, np.float64)
-    given = cut, starts, domains, most, width, top, words, x.ctypes.data, index, scales, packed
+    read = 0
     for f in range(sizes.size):
-        if not _read_body(data[ends[f - 1] if f else 0 : ends[f]], *given):
+        if f == read:
+            read = min(f + 2, sizes.size)
+            given = data, ends, f, cut, starts, domains, most, words, index[:, :n]
+            if not _read_indices(*given, used[: read - f]):
+                read = f + 1
+                if not _read_indices(*given, used[:1]):
+                    return f
+            first = f
+        body = data[ends[f - 1] if f else 0 : ends[f]]
+        if not _read_rest(body[used[f - first] :], n, width, top, scales, packed):
             return f
         _spread(scales, units, lows, steps)
         decode_stretch(packed, width, blocks, lows, steps, 0, n, values)
@@ -124,12 +157,14 @@ def _subtract_bodies(
         if not (sizes[f] < np.inf and total + sizes[f] <= room):
             return f
         total += sizes[f]
+        if n == 0:
+            continue
         if limits.size:
-            _subtract_marked(x, index, values, groups, limits, marks)
+            _subtract_marked(x, index[f - first], values, groups, limits, marks)
         else:
-            _subtract(x, index, values)
+            _subtract(x, index[f - first], values)
         if touched.size:
-            _touch(touched, index, version + f)
+            _touch(touched, index[f - first], n, version + f)
     return sizes.size
 
 

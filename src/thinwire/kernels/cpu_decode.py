@@ -9,11 +9,18 @@ from thinwire import host
 from thinwire.kernels import checks, reference
 from thinwire.kernels.cpu_codes import block_bytes, get_block
 from thinwire.kernels.cpu_measure import dot
-from thinwire.kernels.numba_support import Array, Number, array, group_of, kernel, prefetch
+from thinwire.kernels.numba_support import (
+    EARLY,
+    Array,
+    Number,
+    array,
+    group_of,
+    kernel,
+    prefetch,
+)
 from thinwire.kernels.parallel import each_stretch
 
 _BLOCK = reference.BLOCK
-_EARLY = 64
 _CHUNK = reference.CHUNK
 _LANES = reference.LANES
 
@@ -187,7 +194,7 @@ def _add_at(acc: Array, index: Array, values: Array, weight: Number) -> None:
     last = index.size - 1
     for j in range(index.size):
         # The places lie far apart: what is asked for early is there when its turn comes.
-        prefetch(acc.ctypes.data + 4 * index[min(j + _EARLY, last)])
+        prefetch(acc.ctypes.data + 4 * index[min(j + EARLY, last)])
         acc[index[j]] += values[j] * weight
 
 

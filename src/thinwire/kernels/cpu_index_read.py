@@ -10,7 +10,14 @@ import numpy as np
 
 from thinwire.kernels import reference
 from thinwire.kernels.cpu_bits import peek, width_of
-from thinwire.kernels.numba_support import Array, Number, kernel, prefetch, trailing_zeros
+from thinwire.kernels.numba_support import (
+    Array,
+    Number,
+    inlined,
+    kernel,
+    trailing_zeros,
+    word_at,
+)
 
 _FINE = reference.FINE
 _ENDS_EARLY = reference.ENDS_EARLY
@@ -21,7 +28,11 @@ _NOT_ASCENDING = reference.NOT_ASCENDING
 _PADDING = reference.PADDING
 _PIECE_LEFT = reference.PIECE_LEFT
 
+_HELD = 57
+"""Bits from any bit on that the word at its byte holds."""
+
 _U64 = np.uint64
+_TOP = np.uint64(1 << 63)
 
 
 @kernel
@@ -75,56 +86,82 @@ def read_fixed(words: Array, at: Number, length: Number, out: Array) -> Number:
     return _FINE, 0, 0, at
 
 
+@inlined
+def _two(base: Number, at: Number, p: Number, b: Number, mask: Number) -> Number:
+    """Reads two positions from the word at a bit, and says whether both lie in it.
+
+    Returns the first, the second, how many ones came before them, and the bit after.
+    """
+    word = word_at(base + (at >> 3)) >> _U64(at & 7)
+    ones = _U64(trailing_zeros(~word | _TOP))
+    word = word >> ones >> _U64(1)
+    first = p + 1 + np.int64(ones << b | word & mask)
+    word >>= b
+    more = _U64(trailing_zeros(~word))
+    word = word >> more >> _U64(1)
+    second = first + 1 + np.int64(more << b | word & mask)
+    both = np.int64(ones + more)
+    return first, second, both, at + both + 2 + 2 * np.int64(b)
+
+
 @kernel
 def _read_short(
-    words: Array, at: Number, end: Number, length: Number, b: Number, p: Number, out: Array,
-    ahead: Number,
-) -> Number:  # fmt: skip
-    """Reads positions while each lies in one word with others and nothing is wrong.
+    words: Array, at: Number, end: Number, length: Number, b: Number, p: Number, out: Array
+) -> Number:
+    """Reads positions while two lie in one word and nothing is wrong.
 
     Returns how many, the last, and the bit after them.
     """
-    shift, mask = _U64(b), (_U64(1) << _U64(b)) - _U64(1)
+    base, b, mask = words.ctypes.data, _U64(b), (_U64(1) << _U64(b)) - _U64(1)
+    most = _HELD - 2 - 2 * np.int64(b)
     m = np.int64(0)
-    while at + 64 <= end:
-        word = peek(words, at)
-        left = np.int64(64)
-        while m < out.size:
-            ones = trailing_zeros(~word)
-            used = np.int64(ones) + 1 + b
-            if used > left:
-                break
-            word = word >> ones >> _U64(1)
-            after = p + 1 + np.int64(ones << shift | word & mask)
-            if after >= length:
-                return m, p, at + 64 - left
-            p = after
-            out[m] = p
-            if ahead is not None:
-                prefetch(ahead + 4 * p)
-            m += 1
-            word >>= shift
-            left -= used
-        at += 64 - left
-        if left == 64 or m == out.size:
+    while m + 1 < out.size and at + 64 <= end:
+        first, second, ones, after = _two(base, at, p, b, mask)
+        if (ones > most) | (second >= length):
             break
+        out[m], out[m + 1] = first, second
+        m, p, at = m + 2, second, after
     return m, p, at
 
 
 @kernel
-def read_rice(
-    words: Array, at: Number, end: Number, length: Number, b: Number, before: Number, out: Array,
-    ahead: Number,
-) -> Number:  # fmt: skip
-    """Reads positions in a domain, the first of them counted from the one before.
+def read_both(
+    words: Array, at: Array, ends: Array, length: Number, b: Array, before: Array, out: Array
+) -> Number:
+    """Reads positions of two streams, as many of each, while nothing is wrong.
 
-    Where `ahead` is no None, it is the address of the domain in a float32 vector, whose entries
-    are asked for as their positions come.
+    Where a position ends is known when it is read, and a processor waits for that. It reads the
+    other stream meanwhile.
+
+    Returns how many; `at` and `before` are then the bits after them and the last of each.
     """
+    x, y = words[0].ctypes.data, words[1].ctypes.data
+    b_x, b_y = _U64(b[0]), _U64(b[1])
+    mask_x, mask_y = (_U64(1) << b_x) - _U64(1), (_U64(1) << b_y) - _U64(1)
+    most_x, most_y = _HELD - 2 - 2 * b[0], _HELD - 2 - 2 * b[1]
+    at_x, at_y, p, q = at[0], at[1], before[0], before[1]
+    m = np.int64(0)
+    while m + 1 < out.shape[1] and at_x + 64 <= ends[0] and at_y + 64 <= ends[1]:
+        first_x, second_x, ones_x, after_x = _two(x, at_x, p, b_x, mask_x)
+        first_y, second_y, ones_y, after_y = _two(y, at_y, q, b_y, mask_y)
+        if (ones_x > most_x) | (second_x >= length) | (ones_y > most_y) | (second_y >= length):
+            break
+        out[0, m], out[0, m + 1] = first_x, second_x
+        out[1, m], out[1, m + 1] = first_y, second_y
+        m, p, q, at_x, at_y = m + 2, second_x, second_y, after_x, after_y
+    at[0], at[1], before[0], before[1] = at_x, at_y, p, q
+    return m
+
+
+@kernel
+def read_rice(
+    words: Array, at: Number, end: Number, length: Number, b: Number, before: Number, out: Array
+) -> Number:
+    """Reads positions in a domain, the first of them counted from the one before."""
     p = np.int64(before)
     mask = (_U64(1) << _U64(b)) - _U64(1)
     most = length >> b
-    done, p, at = _read_short(words, at, end, length, b, p, out, ahead)
+    done, p, at = _read_short(words, at, end, length, b, p, out)
     for m in range(done, out.size):
         word = peek(words, at)
         ones = np.int64(trailing_zeros(~word))
@@ -154,7 +191,7 @@ def read_piece(
     words: Array, at: Number, end: Number, length: Number, b: Number, before: Number, out: Array
 ) -> Number:
     """Reads a piece of a long stream, which must end where it was said to; no bit is returned."""
-    status, x, y, at = read_rice(words, at, end, length, b, before, out, None)
+    status, x, y, at = read_rice(words, at, end, length, b, before, out)
     if status != _FINE:
         return status, x, y
     if at & 7 and peek(words, at) & ((_U64(1) << _U64(8 - (at & 7))) - _U64(1)):

@@ -18,6 +18,7 @@ from thinwire.kernels.cpu_radix import take
 from thinwire.kernels.cpu_select import finish, sifted
 from thinwire.kernels.marked import Marked
 from thinwire.kernels.numba_support import (
+    EARLY,
     LINE,
     Array,
     Number,
@@ -36,7 +37,6 @@ _MOST = 16
 """Times as many marked entries are more than are worth looking at."""
 _PAYS = 32
 """A group has so many times more entries than are asked for where marks save anything."""
-_EARLY = 32
 
 _U64 = np.uint64
 
@@ -85,7 +85,7 @@ def _look(
         n = 0
         for j in range(m):
             # They lie far apart: what is asked for early is there when its turn comes.
-            prefetch(keys.ctypes.data + 4 * np.int64(index[min(j + _EARLY, m - 1)]))
+            prefetch(keys.ctypes.data + 4 * np.int64(index[min(j + EARLY, m - 1)]))
             i = np.int64(index[j])
             reached = np.uint32(keys[i] & _MAGNITUDE) >= limit
             index[n], raw[n] = i, keys[i]

@@ -56,6 +56,22 @@ prefetch: Any = _prefetch
 """Asks for the cache line at an address, inside a kernel; any address is safe to ask for."""
 
 
+EARLY = 192
+"""So many entries ahead are asked for where they lie far apart. Memory takes some 100 ns to answer,
+and a line that came early stays in the first cache for that long."""
+
+
+@intrinsic  # type: ignore[misc, untyped-decorator, unused-ignore]
+def _word_at(typing: Any, address: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(types.int64), code
+
+
+word_at: Any = _word_at
+"""Reads the 8 bytes at an address as a number, lowest first, inside a kernel."""
+
 LINE = 64
 """Entries that are looked at in one vector operation, whose answer is a word."""
 _KEYS, _FLOATS = (ir.VectorType(kind, LINE) for kind in (ir.IntType(32), ir.FloatType()))
