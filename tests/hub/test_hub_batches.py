@@ -194,14 +194,17 @@ def full() -> None:
     raise Refused(Why.LIMIT, "the hub is full")
 
 
-def test_turns_are_taken_in_order_and_answered_when_the_disk_has_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("aside", [True, False])
+def test_turns_are_taken_in_order_and_answered_when_the_disk_has_them(
+    tmp_path: Path, aside: bool
+) -> None:
     hub = a_hub(HUBS[2], SIGNTOPK)
     before = copy.deepcopy(hub.state)
     journal = begun(tmp_path)
     told: list[int] = []
 
     async def main() -> None:
-        turns = Turns(hub, Commits(journal, 0.0, lambda error: None))
+        turns = Turns(hub, Commits(journal, 0.0, lambda error: None), aside)
 
         async def say(n: int, sequence: int) -> None:
             frame = seal(Kind.SAID, Address(RUN, sequence, n + 1), body(SIGNTOPK, 1.0, n))

@@ -28,6 +28,9 @@ NAMES = "abcd"
 LOST = MemoryError("no room")
 
 
+ASIDE = pytest.mark.parametrize("aside", [True, False])
+
+
 def lose(*given: Any) -> None:
     raise LOST
 
@@ -40,7 +43,7 @@ def said(n: int, sequence: int) -> Said:
 
 
 def turns_of(
-    folder: Path, act: Callable[[Core, Turns], Any]
+    folder: Path, aside: bool, act: Callable[[Core, Turns], Any]
 ) -> tuple[list[BaseException], list[bytes]]:
     """What failed, and the records of updates on the disk, after a life of four workers."""
     hub = core(tw.Hub(downlink=STREAM))
@@ -50,7 +53,7 @@ def turns_of(
     failed: list[BaseException] = []
 
     async def main() -> None:
-        turns = Turns(hub, Commits(journal, 0.0, failed.append))
+        turns = Turns(hub, Commits(journal, 0.0, failed.append), aside)
         await act(hub, turns)
         await turns.close()
 
@@ -62,7 +65,10 @@ def turns_of(
     return failed, records
 
 
-def test_an_error_behind_an_update_tells_nothing_of_its_turn_or_after(tmp_path: Path) -> None:
+@ASIDE
+def test_an_error_behind_an_update_tells_nothing_of_its_turn_or_after(
+    tmp_path: Path, aside: bool
+) -> None:
     async def act(hub: Core, turns: Turns) -> None:
         for n in range(4):
             await turns.update(said(n, 0))
@@ -79,12 +85,15 @@ def test_an_error_behind_an_update_tells_nothing_of_its_turn_or_after(tmp_path: 
             with pytest.raises(MemoryError):
                 await ask
 
-    failed, records = turns_of(tmp_path, act)
+    failed, records = turns_of(tmp_path, aside, act)
     assert failed == [LOST]
     assert len(records) == 4
 
 
-def test_an_error_of_a_call_that_changes_the_core_ends_all_as_well(tmp_path: Path) -> None:
+@ASIDE
+def test_an_error_of_a_call_that_changes_the_core_ends_all_as_well(
+    tmp_path: Path, aside: bool
+) -> None:
     async def act(hub: Core, turns: Turns) -> None:
         def enter() -> tuple[int, list[Record]]:
             hub.join("e", 1.0, 0.0)
@@ -95,10 +104,11 @@ def test_an_error_of_a_call_that_changes_the_core_ends_all_as_well(tmp_path: Pat
         with pytest.raises(MemoryError):
             await turns.update(said(0, 0))
 
-    assert turns_of(tmp_path, act) == ([LOST], [])
+    assert turns_of(tmp_path, aside, act) == ([LOST], [])
 
 
-def test_an_error_while_the_model_moves_tells_nobody(tmp_path: Path) -> None:
+@ASIDE
+def test_an_error_while_the_model_moves_tells_nobody(tmp_path: Path, aside: bool) -> None:
     async def act(hub: Core, turns: Turns) -> None:
         take = hub._steps.take
         hub._steps.take = lambda *given: [*take(*given), lose()]
@@ -107,7 +117,7 @@ def test_an_error_while_the_model_moves_tells_nobody(tmp_path: Path) -> None:
         with pytest.raises(MemoryError):
             await turns.update(said(1, 0))
 
-    assert turns_of(tmp_path, act) == ([LOST], [])
+    assert turns_of(tmp_path, aside, act) == ([LOST], [])
 
 
 def serving(folder: Path, act: Callable[[HubServer], Any], entry: Entry | None = None) -> None:

@@ -76,7 +76,7 @@ def hub(
     ] = 0.0,
     snapshot: Annotated[
         str, typer.Option(help="Bytes of journal after which a snapshot replaces it.")
-    ] = "256MiB",
+    ] = "1GiB",
     metrics: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Prometheus' text, over HTTP, to whoever asks."),

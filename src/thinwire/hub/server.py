@@ -34,10 +34,15 @@ from thinwire.hub.turns import Turns
 from thinwire.keys import Key
 from thinwire.memory import keep_freed, set_aside
 from thinwire.parameters import described
+from thinwire.runs.machine import cores
 from thinwire.value import in_range, whole
 
 SWITCH = 5e-4
 """Seconds that a thread of a hub's process may hold the interpreter while another waits."""
+
+FEW, LARGE = 2, 1 << 26
+"""On so few cores the core's turns are taken on the loop, unless a model of more entries than that
+would hold up beats and joins there."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Limits:
     rate: float | None = None
     timeout: float = 60.0
     linger: float = 0.0
-    snapshot: int = 1 << 28
+    snapshot: int = 1 << 30
 
     def __post_init__(self) -> None:
         whole(self, "workers", self.workers, 1, 65535)
@@ -159,7 +164,8 @@ class HubServer:
         key = Key(self.settings.seed)
         here = Here(0, 0, 0, key, self.settings.compressor, self.spans, core.run)
         self.commits = Commits(self.journal, limits.linger, self._fail)
-        self.turns = Turns(core, self.commits)
+        aside = cores() > FEW or self.spans.d > LARGE
+        self.turns = Turns(core, self.commits, aside)
         self.service = Service(
             self.turns, self.entry, self.description, said_bound(here), limits.rate
         )

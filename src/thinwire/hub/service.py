@@ -172,26 +172,28 @@ class Service:
                 return
             if said != "piece":
                 raise Refused(Why.ORDER, f"worker {name!r} says something that does not come now")
-            n = len(up.piece.data)
-            if n < rpc.LEAST_BYTES and not up.piece.last:
+            piece = up.piece
+            data, last = piece.data, piece.last  # Each look at a message's bytes copies them.
+            n = len(data)
+            if n < rpc.LEAST_BYTES and not last:
                 raise Refused(
                     Why.FRAME,
                     f"worker {name!r} sends a piece of {n} bytes that does not end its frame; such "
                     f"have {rpc.LEAST_BYTES} at least",
                 )
-            parts.append(up.piece.data)
+            parts.append(data)
             size += n
             if size > self.bound:
                 raise Refused(
                     Why.LIMIT,
                     f"worker {name!r} sends more than the {self.bound} bytes of an update",
                 )
-            if not up.piece.last:
+            if not last:
                 continue
             frame, parts, size = b"".join(parts), [], 0
             self._rates.spend(name, now)
             place.busy = True
-            await self._update(name, up.piece.base, frame, now, context)
+            await self._update(name, piece.base, frame, now, context)
             place.busy = False
         if self.closing.is_set():
             raise Refused(Why.AGAIN, GOING)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from thinwire import host
 from thinwire.errors import ConfigError
 from thinwire.hub.state import HubState, Member, Ring
-from thinwire.wire.body import as_tensor
 
 VECTORS = ("anchor", "owed", "touched")
 COUNTS = ("version", "applied", "unsaid", "refused", "staleness", "histogram")
@@ -62,7 +62,8 @@ def decode(content: bytes, memory: int) -> HubState:
     view, tensors = memoryview(content), {}
     for name, dtype, n in head["tensors"]:
         size = n * DTYPES[dtype].itemsize
-        tensors[name] = as_tensor(view[at : at + size]).view(DTYPES[dtype])
+        tensors[name] = host.empty(n, DTYPES[dtype])
+        host.bytes_of(tensors[name])[:] = view[at : at + size]
         at += size
     ring = Ring(memory, head["ring"]["last"] - len(head["ring"]["lengths"]))
     for stamp, length in zip(head["ring"]["stamps"], head["ring"]["lengths"], strict=True):

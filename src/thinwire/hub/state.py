@@ -192,9 +192,9 @@ def first_state(exchange: Hub, model: Tensor) -> HubState:
     """
     exact, shared = (isinstance(exchange.downlink, kind) for kind in (Exact, Stream))
     return HubState(
-        anchor=model.clone(),
-        owed=torch.zeros_like(model) if shared else None,
-        touched=torch.zeros(len(model), dtype=torch.int64, device=host.CPU) if exact else None,
+        anchor=host.empty(len(model)).copy_(model),
+        owed=host.zeros(len(model)) if shared else None,
+        touched=host.empty(len(model), torch.int64).zero_() if exact else None,
         outer=exchange.outer.init(model),
         ring=Ring(exchange.downlink.repeats),
     )

@@ -1,4 +1,4 @@
-"""A thread that does what it is handed: all that waits at a time, in order."""
+"""Those that do what they are handed, all that waits at a time, in order: a thread, or the loop."""
 
 from __future__ import annotations
 
@@ -53,3 +53,34 @@ class Thread(Generic[T]):
                 self._waiting.put(None)
             self._work(batch)
             item = self._waiting.get()
+
+
+class OnLoop(Generic[T]):
+    """The same on the loop's own thread, from which alone it is handed things.
+
+    Args:
+        work: is called there with what waits; raises nothing.
+        enough: things for which it waits, as long as more come each time that the loop goes round.
+    """
+
+    def __init__(self, work: Callable[[list[T]], None], enough: int) -> None:
+        self._work, self._enough = work, enough
+        self._waiting: list[T] = []
+
+    def hand(self, item: T) -> None:
+        """Has this done after all that was handed before; returns at once."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._go, 0)
+        self._waiting.append(item)
+
+    async def close(self) -> None:
+        """Returns when all that was handed is done; nothing may be handed any more."""
+        while self._waiting:
+            await asyncio.sleep(0)
+
+    def _go(self, had: int) -> None:
+        if had < len(self._waiting) < self._enough:
+            asyncio.get_running_loop().call_soon(self._go, len(self._waiting))
+            return
+        batch, self._waiting = self._waiting, []
+        self._work(batch)

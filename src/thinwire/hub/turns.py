@@ -1,7 +1,8 @@
-"""The core's turns: one thread does what it is asked in order, while the loop serves streams.
+"""The core's turns: what it is asked is done in order, all that waits at a time.
 
-What comes while the thread is at work waits, and is the next turn: updates in a row are applied
-together. An answer is had when the disk has what it tells of.
+Updates in a row are applied together. An answer is had when the disk has what it tells of. A thread
+of its own serves more where there are cores for it; where there are few, it and the loop would wait
+for each other's hold on the interpreter, and the turns are taken on the loop.
 
 An error that is no refusal may leave the core with what the journal will never hold. Told again,
 it would be known as applied, and a restart would lose it. So such an error ends all, as a failing
@@ -16,10 +17,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from thinwire.hub.commits import Commits, Item
-from thinwire.hub.core import Core
+from thinwire.hub.core import TOGETHER, Core
 from thinwire.hub.refused import Refused
 from thinwire.hub.said import Said, Taken
-from thinwire.hub.threads import Thread
+from thinwire.hub.threads import OnLoop, Thread
 
 T = TypeVar("T")
 Call = Callable[[], tuple[T, Sequence[Item]]]
@@ -33,11 +34,14 @@ class Turns:
     Args:
         core: the state machine.
         commits: the way to the disk.
+        aside: whether they are taken on a thread of their own, or on the loop.
     """
 
-    def __init__(self, core: Core, commits: Commits) -> None:
+    def __init__(self, core: Core, commits: Commits, aside: bool) -> None:
         self.core, self.commits = core, commits
-        self._thread = Thread("thinwire-core", self._turn)
+        self._taker: Thread[Any] | OnLoop[Any] = OnLoop(self._turn, TOGETHER // 2)
+        if aside:
+            self._taker = Thread("thinwire-core", self._turn)
         self._broken = False
 
     async def update(self, said: Said) -> Taken:
@@ -62,12 +66,12 @@ class Turns:
 
     async def close(self) -> None:
         """Returns when all that was asked is done and on the disk; takes nothing after it."""
-        await self._thread.close()
+        await self._taker.close()
         await self.commits.close()
 
     def _asked(self, ask: Ask) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = self.commits.loop.create_future()
-        self._thread.hand((ask, answer))
+        self._taker.hand((ask, answer))
         return answer
 
     def _turn(self, turn: list[tuple[Ask, asyncio.Future[Any]]]) -> None:

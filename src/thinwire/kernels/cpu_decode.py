@@ -23,6 +23,7 @@ from thinwire.kernels.parallel import each_stretch
 _BLOCK = reference.BLOCK
 _CHUNK = reference.CHUNK
 _LANES = reference.LANES
+_U64 = np.uint64
 
 
 @kernel
@@ -152,6 +153,14 @@ def _accumulate_codes(
 
 
 @kernel
+def _add_at(acc: Array, index: Array, values: Array, weight: Number) -> None:
+    last = _U64(index.size - 1)
+    for j in range(_U64(index.size)):
+        prefetch(acc.ctypes.data + 4 * index[min(j + _U64(EARLY), last)])
+        acc[_U64(index[j])] += values[j] * weight
+
+
+@kernel
 def _accumulate_codes_at(
     acc: Array, index: Array, packed: Array, width: Number, starts: Array, lows: Array,
     steps: Array, weight: Number,
@@ -163,8 +172,7 @@ def _accumulate_codes_at(
         at = index[first : first + _BLOCK]
         block = values[: at.size]
         g = _decode_block(packed, width, starts, lows, steps, first, g, codes, block)
-        for j in range(at.size):
-            acc[at[j]] += block[j] * weight
+        _add_at(acc, at, block, weight)
 
 
 def accumulate_codes(
@@ -187,15 +195,6 @@ def accumulate_codes(
         each_stretch(n, lambda low, high: _accumulate_codes(sums, *given, low, high))
     else:
         _accumulate_codes_at(sums, array(index), *given)
-
-
-@kernel
-def _add_at(acc: Array, index: Array, values: Array, weight: Number) -> None:
-    last = index.size - 1
-    for j in range(index.size):
-        # The places lie far apart: what is asked for early is there when its turn comes.
-        prefetch(acc.ctypes.data + 4 * index[min(j + EARLY, last)])
-        acc[index[j]] += values[j] * weight
 
 
 @kernel

@@ -39,6 +39,8 @@ _PAYS = 32
 """A group has so many times more entries than are asked for where marks save anything."""
 
 _U64 = np.uint64
+_SIXTH, _LAST = np.uint64(6), np.uint64(LINE - 1)
+"""An entry's word of marks and its bit in it, as a shift and a mask."""
 
 
 @kernel
@@ -54,18 +56,18 @@ def _inside(word: Number, low: Number, high: Number) -> Number:
 @kernel
 def _marked(marks: Array, low: Number, high: Number, most: Number, index: Array) -> Number:
     """Writes the marked entries from low to high - 1; returns how many, or -1 above the most."""
-    m = 0
+    m = _U64(0)
     for word in range(low // LINE, (high + LINE - 1) // LINE):
         left = marks[word]
         if left:
             left &= _inside(word, low, high)
-        if left and m > most - LINE:
-            return -1
-        while left:
-            index[m] = LINE * word + np.int64(trailing_zeros(left))
-            m += 1
-            left &= left - _U64(1)
-    return m
+            if np.int64(m) > most - LINE:
+                return -1
+            while left:
+                index[m] = LINE * word + np.int64(trailing_zeros(left))
+                m += _U64(1)
+                left &= left - _U64(1)
+    return np.int64(m)
 
 
 @kernel
@@ -81,17 +83,18 @@ def _look(
         left[g] = k
         if k == 0 or limit >= _INFINITE:
             continue
-        m = _marked(marks, starts[g], starts[g + 1], min(index.size, _MOST * k + LINE), index)
-        n = 0
-        for j in range(m):
-            # They lie far apart: what is asked for early is there when its turn comes.
-            prefetch(keys.ctypes.data + 4 * np.int64(index[min(j + EARLY, m - 1)]))
-            i = np.int64(index[j])
-            reached = np.uint32(keys[i] & _MAGNITUDE) >= limit
-            index[n], raw[n] = i, keys[i]
-            n += np.int64(reached)
-            marks[i // LINE] &= ~(_U64(not reached) << _U64(i % LINE))
-        if n < k:
+        most = min(index.size - EARLY, _MOST * k + LINE)
+        m, n = _marked(marks, starts[g], starts[g + 1], most, index), _U64(0)
+        for j in range(_U64(max(m, 0))):
+            # What is asked for behind the last is anything; only its place is looked at.
+            prefetch(keys.ctypes.data + 4 * np.int64(index[j + _U64(EARLY)]))
+            i = _U64(index[j])
+            key = keys[i]
+            reached = np.uint32(key & _MAGNITUDE) >= limit
+            index[n], raw[n] = i, key
+            n += _U64(reached)
+            marks[i >> _SIXTH] &= ~(_U64(not reached) << (i & _LAST))
+        if n < _U64(k):
             continue
         to = slice(ends[g] - k, ends[g])
         take(index[:n], raw[:n], _MAGNITUDE, limit, k, histogram, out[to], chosen[to])
@@ -140,7 +143,7 @@ def pick_marked(
     values, left, ends = host.empty(out.numel()), np.empty_like(kept), np.cumsum(kept)
     made = ends, out.numpy(), values.numpy()
     most = int(kept.max(initial=0))
-    index, raw = room_of(min(keys.size, _MOST * most) + 2 * LINE, keys.size)
+    index, raw = room_of(min(keys.size, _MOST * most) + 2 * LINE + EARLY, keys.size)
     _look(keys, cuts, limits, marks, kept, index, raw, *made, left)
     if left.any():
         wide = np.where(_PAYS * left <= np.diff(cuts), _WIDE * left, left)

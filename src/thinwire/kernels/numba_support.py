@@ -46,7 +46,7 @@ def _prefetch(typing: Any, address: Any) -> Any:
         call = module.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         place = builder.inttoptr(args[0], cgutils.voidptr_t)
         # To be read, to be kept in every cache, data.
-        builder.call(call, [place, number(0), number(3), number(1)])
+        builder.call(call, [place, number(0), number(0), number(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64), code
