@@ -27,6 +27,7 @@ from thinwire.files import sync_folder, whole, written
 LOG = logging.getLogger("thinwire.hub")
 MAGIC = b"twhub\x00\x00\x01"
 HEAD = struct.Struct("<II")
+PAGE = 1 << 12
 MARK = b"\x00twmark\x00"
 """What a mark begins with, and no other record: those begin with their kind, which is not 0."""
 COPY = "Restore the folder from a copy"
@@ -151,9 +152,10 @@ class Journal:
             return
         marked = (Record.of(mark(self.size)), *records)
         data = memoryview(b"".join(part for record in marked for part in record.framed()))
-        self.size += len(data)
+        start, self.size = self.size, self.size + len(data)
         while data:
             data = data[os.write(self._file, data) :]
+        self._forget(start // PAGE * PAGE, self.size // PAGE * PAGE)
 
     def snapshot(self, generation: int, parts: Iterable[bytes | memoryview]) -> None:
         """Writes the state before that generation's first record, whole or not at all."""
@@ -174,6 +176,14 @@ class Journal:
         """Closes everything and lets another hub have the folder."""
         self.close_file()
         self._lock.close()
+
+    def _forget(self, start: int, end: int) -> None:
+        """Has the system keep no copy in memory of what the disk has."""
+        # Nobody reads it until a restart. The next write gets the same memory again, where fresh
+        # memory costs more than all else of a write.
+        if end > start and hasattr(os, "posix_fadvise"):
+            assert self._file is not None
+            os.posix_fadvise(self._file, start, end - start, os.POSIX_FADV_DONTNEED)
 
     def _records(self, files: list[Path]) -> Iterator[bytes]:
         for file in files:
