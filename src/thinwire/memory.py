@@ -52,6 +52,8 @@ class _Loan:
         self.__array_interface__ = self._memory[at : at + size].__array_interface__
 
     def __del__(self, shelf: dict[int, deque[tuple[int, Memory]]] = _shelf) -> None:
+        if _returns is None:
+            return  # At the interpreter's end modules are emptied before what they made.
         # Each step is one of the interpreter's own: other threads may give and take meanwhile.
         now, size = next(_returns), self._memory.size
         shelf.setdefault(size, deque()).append((now, self._memory))

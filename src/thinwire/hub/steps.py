@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Steps:
         bodies = [memoryview(frame)[HEADER:] for frame in frames]
         # Something must be there for torch to look at.
         data = torch.frombuffer(bytearray().join((*bodies, b"\0")), dtype=torch.uint8)[:-1]
-        ends = torch.from_numpy(np.cumsum([len(body) for body in bodies], dtype=np.int64))
+        ends = torch.from_numpy(np.array([*accumulate(map(len, bodies))], np.int64))
         by = torch.from_numpy(np.array(divisors, np.float32))
         given = data, ends, self._shape, by, room, touched, version
         sizes: list[float] = kernels.active().subtract_bodies(x, *given).tolist()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +55,12 @@ class BodyShape:
             raise ValueError(f"indices into {self.d} entries are no int32")
 
     @cached_property
+    def arrays(self) -> tuple[np.ndarray[Any, Any], ...]:
+        """Counts, starts, domains, units and blocks, as NumPy sees them."""
+        tensors = self.counts, self.starts, self.domains, self.units, self.blocks
+        return tuple(t.contiguous().numpy() for t in tensors)
+
+    @cached_property
     def d(self) -> int:
         """Entries of the vector."""
         return int(self.starts.numpy()[-1])
@@ -82,8 +90,8 @@ def check_bodies(data: Tensor, ends: Tensor) -> None:
     """
     checks.check_typed(data, torch.uint8)
     checks.check_typed(ends, torch.int64)
-    at, last = ends.numpy(), data.numel()
-    if (len(at) and (at[0] < 0 or (at[1:] < at[:-1]).any())) or (at[-1] if len(at) else 0) != last:
+    places, last = [0, *ends.tolist()], data.numel()
+    if places[-1] != last or any(low > high for low, high in pairwise(places)):
         raise ValueError(f"ends must ascend to {last}")
 
 
@@ -109,8 +117,8 @@ def check_steps(
 def check_marked(marked: Marked, starts: Tensor) -> None:
     """Raises ValueError unless this is a vector with marks for these groups."""
     checks.check_vector(marked.x, starts)
-    if not np.array_equal(marked.starts.numpy(), starts.numpy()):
+    if starts is not marked.starts and not np.array_equal(marked.starts.numpy(), starts.numpy()):
         raise ValueError("the marks are of other groups")
-    words = (marked.x.numel() + 63) // 64
+    words = (len(marked) + 63) // 64
     if marked.limits.numel() != starts.numel() - 1 or marked.marks.numel() != 8 * words:
         raise ValueError("the marks are those of another vector")

@@ -185,10 +185,11 @@ def subtract_bodies(
     if isinstance(x, Marked):
         marks = array(x.starts), array(x.limits), array(x.marks).view(np.uint64)
     sizes = np.empty(len(divisors), np.float32)
+    counts, starts, domains, units, blocks = shape.arrays
     done = _subtract_bodies(
-        array(x.x if isinstance(x, Marked) else x), array(data), array(ends), array(shape.counts),
-        array(shape.starts), array(shape.domains), shape.index_bytes, array(shape.units),
-        shape.code_bytes, shape.width, shape.top, array(shape.blocks), array(divisors), room,
-        _NONE[0] if touched is None else array(touched), version, *marks, sizes,
+        array(x.x if isinstance(x, Marked) else x), array(data), array(ends), counts, starts,
+        domains, shape.index_bytes, units, shape.code_bytes, shape.width, shape.top, blocks,
+        array(divisors), room, _NONE[0] if touched is None else array(touched), version, *marks,
+        sizes,
     )  # fmt: skip
     return torch.from_numpy(sizes[:done])

@@ -31,7 +31,7 @@ from thinwire.kernels.numba_support import (
 
 _MAGNITUDE = np.uint32(reference.MAGNITUDE)
 _INFINITE = np.uint32(0x7F800000)
-_WIDE = 4
+_WIDE = 3
 """Times as many as are asked for reach a new limit."""
 _MOST = 16
 """Times as many marked entries are more than are worth looking at."""
