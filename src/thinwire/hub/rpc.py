@@ -39,6 +39,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 def pieces(*parts: Bytes) -> Iterator[tuple[bytes, bool]]:
     """Yields (data, whether it is the last) of a frame that is given in parts."""
     left, held, room = sum(len(part) for part in parts), [], PIECE_BYTES
+    if 0 < left <= PIECE_BYTES:
+        yield b"".join(parts), True  # Most frames, without a copy of one that is whole.
+        return
     for part in parts:
         view = memoryview(part)
         while len(view) >= room:
