@@ -37,6 +37,7 @@ from live_hub import (
 import thinwire as tw
 from thinwire.errors import ConfigError, NonFiniteError, TransportError
 from thinwire.hub import rpc
+from thinwire.hub import server as server_module
 from thinwire.hub.dial import Dial, HubRefused
 from thinwire.hub.hub_pb2 import Beat, Piece, Up
 from thinwire.hub.settings import HubSettings
@@ -55,7 +56,12 @@ def log():
     logger.removeHandler(lines)
 
 
-def test_workers_join_adopt_train_and_hold_the_hubs_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("few", [0, 1 << 20])
+def test_workers_join_adopt_train_and_hold_the_hubs_bits(
+    tmp_path: Path, few: int, monkeypatch
+) -> None:
+    # The core's turns, on a thread of their own and on the loop.
+    monkeypatch.setattr(server_module, "FEW", few)
     with live(tmp_path) as hub:
         optimizers = [join(hub, seed) for seed in range(3)]
         for optimizer, _ in optimizers:
@@ -75,7 +81,11 @@ def test_workers_join_adopt_train_and_hold_the_hubs_bits(tmp_path: Path) -> None
         assert hub.server.core.live == 0
 
 
-def test_a_hub_that_comes_back_goes_on_and_its_workers_go_on_by_themselves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("few", [0, 1 << 20])
+def test_a_hub_that_comes_back_goes_on_and_its_workers_go_on_by_themselves(
+    tmp_path: Path, few: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(server_module, "FEW", few)
     first = Live(tmp_path)
     optimizer, model = join(first, worker="a", patience=60.0)
     train(optimizer, model, 4)
