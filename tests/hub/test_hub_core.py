@@ -442,3 +442,11 @@ def test_a_replay_accepts_what_was_accepted_though_it_knows_the_entries_better(d
     again = fresh(before)
     again.replay(record)
     same_state(again.state, hub.state)
+
+
+def test_a_turn_is_brief_where_nobody_needs_a_pass_over_the_model() -> None:
+    assert core(tw.Hub(downlink=STREAM)).is_brief
+    assert core(tw.Hub(downlink=tw.Exact())).is_brief
+    assert not core(tw.Hub(downlink=STREAM), tw.Sign()).is_brief
+    assert not core(tw.Hub(downlink=tw.Exact(), outer=tw.Nesterov(lr=0.3))).is_brief
+    assert not core(tw.Hub(downlink=PER_WORKER)).is_brief

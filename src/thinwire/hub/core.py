@@ -77,6 +77,11 @@ class Core:
             self._speaker = Speaker(self.exchange, self.spans, self.seed, owed, marked, self._reach)
 
     @property
+    def is_brief(self) -> bool:
+        """Whether neither updates nor answers take a pass over the model, as a rule."""
+        return self._steps.covers and self.room == inf
+
+    @property
     def live(self) -> int:
         """Workers that are here."""
         return self.members.live

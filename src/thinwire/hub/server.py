@@ -40,9 +40,9 @@ from thinwire.value import in_range, whole
 SWITCH = 5e-4
 """Seconds that a thread of a hub's process may hold the interpreter while another waits."""
 
-FEW, LARGE = 2, 1 << 26
-"""On so few cores the core's turns are taken on the loop, unless a model of more entries than that
-would hold up beats and joins there."""
+FEW, LARGE = 2, 1 << 25
+"""On so few cores the core's turns are taken on the loop, where they are brief; a model of more
+entries than that holds up beats there with each join."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class HubServer:
         key = Key(self.settings.seed)
         here = Here(0, 0, 0, key, self.settings.compressor, self.spans, core.run)
         self.commits = Commits(self.journal, limits.linger, self._fail)
-        aside = cores() > FEW or self.spans.d > LARGE
+        aside = cores() > FEW or self.spans.d > LARGE or not core.is_brief
         self.turns = Turns(core, self.commits, aside)
         self.service = Service(
             self.turns, self.entry, self.description, said_bound(here), limits.rate
