@@ -110,7 +110,7 @@ def test_sizes_reach_the_hub_and_open_metrics_are_warned_of(
         assert "so far" in refusal(*base, *sizes, "--metrics", "0.0.0.0:9")
         assert "whoever reaches 0.0.0.0:9 reads workers' names" in caplog.text
     plain, sized = given[:5], given[5:]
-    assert (plain[0].exchange.downlink.memory, plain[4].snapshot) == (1 << 26, 1 << 28)
+    assert (plain[0].exchange.downlink.memory, plain[4].snapshot) == (1 << 26, 1 << 30)
     assert (sized[0].exchange.downlink.memory, sized[4].snapshot) == (1 << 20, 300_000_000)
 
 
